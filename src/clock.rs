@@ -1,0 +1,153 @@
+//! The two clocks: wall time, which may jump, and elapsed time, which never does.
+//!
+//! Owns the only calls to the system's clocks. Promises that [`Clock::elapsed`] never runs backwards. Schedules use
+//! elapsed time, stored readings use wall time; the types keep the two apart.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Waker;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::units::UnixMillis;
+
+/// A wait on a clock.
+pub type Sleep = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Where time comes from. One real form, [`SystemClock`], and one for tests, [`ManualClock`].
+pub trait Clock {
+    /// Wall time in UTC. May jump in both directions.
+    fn wall(&self) -> UnixMillis;
+    /// Time since the clock was made. Never runs backwards.
+    fn elapsed(&self) -> Duration;
+    /// Ready once [`Clock::elapsed`] has reached `at`.
+    fn sleep_until(&self, at: Duration) -> Sleep;
+}
+
+/// The machine's own clocks.
+#[derive(Debug)]
+pub struct SystemClock {
+    start: Instant,
+}
+
+impl SystemClock {
+    /// A clock whose elapsed time starts now.
+    #[must_use]
+    #[allow(clippy::disallowed_methods)] // the one door
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods)] // the one door
+    fn wall(&self) -> UnixMillis {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        UnixMillis::new(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn sleep_until(&self, at: Duration) -> Sleep {
+        match self.start.checked_add(at) {
+            Some(instant) => {
+                let timer = smol::Timer::at(instant);
+                Box::pin(async move {
+                    timer.await;
+                })
+            }
+            None => Box::pin(std::future::pending()),
+        }
+    }
+}
+
+/// A clock that a test moves by hand.
+#[derive(Debug, Default)]
+pub struct ManualClock {
+    wall: Cell<UnixMillis>,
+    elapsed: std::rc::Rc<Cell<Duration>>,
+    sleepers: std::rc::Rc<RefCell<Vec<Waker>>>,
+}
+
+impl ManualClock {
+    /// A clock that stands at `wall`, with no time elapsed.
+    #[must_use]
+    pub fn at(wall: UnixMillis) -> Self {
+        Self { wall: Cell::new(wall), ..Self::default() }
+    }
+
+    /// Lets `by` pass on both clocks and wakes who waited for it.
+    pub fn advance(&self, by: Duration) {
+        let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        self.wall.set(self.wall.get().plus(millis));
+        self.elapsed.set(self.elapsed.get().saturating_add(by));
+        for waker in self.sleepers.borrow_mut().drain(..) {
+            waker.wake();
+        }
+    }
+
+    /// Sets the wall clock, as a person or NTP would; elapsed time goes on undisturbed.
+    pub fn set_wall(&self, wall: UnixMillis) {
+        self.wall.set(wall);
+    }
+}
+
+impl Clock for ManualClock {
+    fn wall(&self) -> UnixMillis {
+        self.wall.get()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.elapsed.get()
+    }
+
+    fn sleep_until(&self, at: Duration) -> Sleep {
+        let (elapsed, sleepers) = (self.elapsed.clone(), self.sleepers.clone());
+        Box::pin(std::future::poll_fn(move |context| {
+            if elapsed.get() >= at {
+                return std::task::Poll::Ready(());
+            }
+            sleepers.borrow_mut().push(context.waker().clone());
+            std::task::Poll::Pending
+        }))
+    }
+}
+
+/// `work`, or nothing when `clock` reaches `at` first. The work is dropped then.
+pub async fn within<T>(clock: &dyn Clock, at: Duration, work: impl Future<Output = T>) -> Option<T> {
+    smol::future::or(async { Some(work.await) }, async {
+        clock.sleep_until(at).await;
+        None
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manual_clock_wakes_sleepers_only_when_their_time_has_come() {
+        let clock = ManualClock::at(UnixMillis::new(1_000));
+        let mut sleep = clock.sleep_until(Duration::from_secs(5));
+        let poll = |sleep: &mut Sleep| smol::block_on(smol::future::poll_once(sleep.as_mut()));
+        assert!(poll(&mut sleep).is_none());
+        clock.advance(Duration::from_secs(4));
+        assert!(poll(&mut sleep).is_none());
+        clock.set_wall(UnixMillis::MIN);
+        clock.advance(Duration::from_secs(1));
+        assert!(poll(&mut sleep).is_some());
+        assert_eq!(clock.wall(), UnixMillis::new(1_000));
+    }
+
+    #[test]
+    fn work_that_takes_too_long_is_dropped() {
+        let clock = SystemClock::start();
+        let late = smol::block_on(within(&clock, Duration::ZERO, std::future::pending::<()>()));
+        assert_eq!(late, None);
+        let done = smol::block_on(within(&clock, Duration::from_secs(60), std::future::ready(1)));
+        assert_eq!(done, Some(1));
+    }
+}

@@ -1,0 +1,2 @@
+//! Plugs: who they are and what they measure, over their own protocols.
+pub mod xor;
