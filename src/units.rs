@@ -145,8 +145,8 @@ pub struct UnixMillis(i64);
 impl UnixMillis {
     /// 1970-01-01T00:00:00Z.
     pub const MIN: Self = Self(0);
-    /// 9999-12-30T22:00:00.999Z: the last moment that can be written in every time zone with a year of four digits.
-    pub const MAX: Self = Self(253_402_207_200_999);
+    /// 9999-12-30T21:59:59.999Z: the last moment that can be written in every time zone with a year of four digits.
+    pub const MAX: Self = Self(253_402_207_199_999);
 
     /// From milliseconds since 1970; times outside the range become the nearest end.
     #[must_use]
@@ -231,7 +231,7 @@ mod tests {
     fn wall_time_is_written_with_milliseconds_and_a_zone() {
         assert_eq!(UnixMillis::new(1_795_423_474_120).to_string(), "2026-11-23T08:44:34.120Z");
         assert_eq!(UnixMillis::MIN.to_string(), "1970-01-01T00:00:00.000Z");
-        assert_eq!(UnixMillis::MAX.to_string(), "9999-12-30T22:00:00.999Z");
+        assert_eq!(UnixMillis::MAX.to_string(), "9999-12-30T21:59:59.999Z");
         assert_eq!(UnixMillis::new(i64::MIN), UnixMillis::MIN);
         assert_eq!(UnixMillis::MAX.plus(1), UnixMillis::MAX);
     }
