@@ -247,19 +247,6 @@ pub struct Reading {
     pub relay: Option<Relay>,
 }
 
-/// Everything one successful poll of a plug brought.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PollResult {
-    /// Who answered.
-    pub facts: PlugFacts,
-    /// Signal strength at the plug, where it tells.
-    pub signal: Option<Dbm>,
-    /// One reading per outlet, in outlet order; empty for a plug without a meter.
-    pub readings: Vec<(DeviceId, Reading)>,
-    /// Values that no outlet can have, left out of `readings`: what was wrong, in plain words.
-    pub refused: Vec<String>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A number that its unit cannot hold: what it was meant to be, what came, and the most that is allowed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OutOfRange {
@@ -139,8 +141,21 @@ impl fmt::Display for Dbm {
 }
 
 /// Wall time: milliseconds since 1970-01-01 UTC. It may jump when the clock is set; schedules never use it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "i64", into = "i64")]
 pub struct UnixMillis(i64);
+
+impl From<i64> for UnixMillis {
+    fn from(millis: i64) -> Self {
+        Self::new(millis)
+    }
+}
+
+impl From<UnixMillis> for i64 {
+    fn from(time: UnixMillis) -> Self {
+        time.0
+    }
+}
 
 impl UnixMillis {
     /// 1970-01-01T00:00:00Z.

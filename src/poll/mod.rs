@@ -1,1 +1,2 @@
-//! poll
+//! Asking plugs, at their pace.
+pub mod fleet;
