@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Dbm, Milliamps, Millivolts, MilliwattHours, Milliwatts, UnixMillis};
+use crate::units::{Milliamps, Millivolts, MilliwattHours, Milliwatts, UnixMillis};
 
 /// A plug's hardware address: the one name that survives a new IP address, a new alias and new firmware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -15,6 +15,28 @@ use crate::units::{Dbm, UnixMillis};
 pub struct Fleet {
     plugs: BTreeMap<Mac, Plug>,
     unmet: BTreeMap<SocketAddr, Unmet>,
+    /// How punctual the polls of this run were.
+    pub lateness: Lateness,
+}
+
+/// How long plugs that were due had to wait for their turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lateness {
+    /// Polls begun.
+    pub polls: u64,
+    /// All waits together.
+    pub total: Duration,
+    /// The longest wait.
+    pub worst: Duration,
+}
+
+impl Lateness {
+    /// Notes one poll's wait.
+    pub fn note(&mut self, late: Duration) {
+        self.polls += 1;
+        self.total = self.total.saturating_add(late);
+        self.worst = self.worst.max(late);
+    }
 }
 
 /// One plug, now.
@@ -46,6 +68,12 @@ impl Plug {
     pub fn display_name(&self) -> &str {
         let own = if self.facts.alias.is_empty() { self.facts.model.as_str() } else { self.facts.alias.as_str() };
         self.name.as_ref().map_or(own, Alias::as_str)
+    }
+
+    /// How log lines call it: name, id and address.
+    #[must_use]
+    pub fn title(&self) -> String {
+        format!("{} ({}) at {}", self.display_name(), self.facts.mac, self.address.ip())
     }
 
     /// The name people know one of its devices by: an outlet's own alias, else the plug's.
@@ -120,9 +148,13 @@ impl Fleet {
         self.plugs.values()
     }
 
-    /// Adds a plug, or takes its newer facts and address.
-    pub fn meet(&mut self, facts: PlugFacts, address: SocketAddr, interval: Duration) -> &mut Plug {
-        let name = self.unmet.remove(&address).and_then(|unmet| unmet.name);
+    /// Adds a plug, or takes its newer facts and address. `name` is the one that the configuration gives to what is at
+    /// this address; a plug keeps it when it moves, and no other plug gets the same.
+    pub fn meet(&mut self, facts: PlugFacts, address: SocketAddr, name: Option<Alias>) -> &mut Plug {
+        self.unmet.remove(&address);
+        let taken =
+            |name: &Alias| self.plugs.values().any(|p| p.facts.mac != facts.mac && p.name.as_ref() == Some(name));
+        let name = name.filter(|name| !taken(name));
         let plug = self.plugs.entry(facts.mac).or_insert_with(|| Plug {
             facts: facts.clone(),
             name: None,
@@ -131,7 +163,7 @@ impl Fleet {
             last_seen: None,
             last_error: None,
             signal: None,
-            interval,
+            interval: Duration::ZERO,
             polls: PollFigures::default(),
         });
         plug.facts = facts;
@@ -143,6 +175,11 @@ impl Fleet {
     /// Notes a configured address behind which no plug has been met.
     pub fn expect(&mut self, address: SocketAddr, name: Option<Alias>) {
         self.unmet.insert(address, Unmet { name, last_error: None });
+    }
+
+    /// No plug of its own is behind this address: the one there is watched elsewhere, or none is expected any more.
+    pub fn found_elsewhere(&mut self, address: SocketAddr) {
+        self.unmet.remove(&address);
     }
 
     /// A configured address without a plug, to change it.

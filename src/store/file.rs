@@ -44,7 +44,7 @@ pub struct Contents {
     pub devices: Vec<Device>,
     /// Every head batch with its place in time, in order of sequence.
     pub batches: Vec<(BatchNumber, Span)>,
-    /// All rows of the head's last batch of each device that has any.
+    /// The newest row of each device that has any.
     pub newest: Vec<Row>,
     /// Readings in the head.
     pub readings: u64,
@@ -163,10 +163,9 @@ fn read_contents(database: &Database) -> Result<Contents, StoreError> {
                 contents.batches.push((number, span));
                 contents.readings += u64::try_from(rows.len()).unwrap_or(0);
                 for row in rows {
-                    if let Some(kept) = usize::try_from(row.device.get()).ok().and_then(|n| newest.get_mut(n)) {
-                        if kept.is_none_or(|kept| kept.reading.time <= row.reading.time) {
-                            *kept = Some(row);
-                        }
+                    let kept = usize::try_from(row.device.get()).ok().and_then(|n| newest.get_mut(n));
+                    if let Some(kept) = kept.filter(|kept| kept.is_none_or(|k| k.reading.time <= row.reading.time)) {
+                        *kept = Some(row);
                     }
                 }
             }
