@@ -24,6 +24,36 @@ pub trait Clock {
     fn sleep_until(&self, at: Duration) -> Sleep;
 }
 
+/// One moment on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Wall time.
+    pub wall: UnixMillis,
+    /// Elapsed time.
+    pub elapsed: Duration,
+}
+
+impl Now {
+    /// What `clock` says.
+    #[must_use]
+    pub fn of(clock: &dyn Clock) -> Self {
+        Self { wall: clock.wall(), elapsed: clock.elapsed() }
+    }
+}
+
+/// When this program was written: a wall clock before it is wrong.
+pub const BUILT: UnixMillis = UnixMillis::new(1_795_392_000_000);
+
+/// Where systemd's time service notes that the clock was set from the network.
+const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
+
+/// Whether `wall` can be believed: the system says that it was set, or it lies neither before this program was written nor
+/// before the `newest` reading known. (adjtimex would be the first to ask, but the unit's confinement forbids it.)
+#[must_use]
+pub fn is_trusted(wall: UnixMillis, newest: Option<UnixMillis>) -> bool {
+    wall >= newest.map_or(BUILT, |newest| newest.max(BUILT)) || std::path::Path::new(SYNCHRONISED).exists()
+}
+
 /// The machine's own clocks.
 #[derive(Debug)]
 pub struct SystemClock {

@@ -8,24 +8,33 @@
 //!
 //! | level | modules |
 //! |---|---|
-//! | 0 | [`units`], [`limits`] |
+//! | 0 | [`limits`], [`nearest`], [`units`] |
 //! | 1 | [`clock`], [`reading`] |
-//! | 2 | [`config`], [`plug`] |
+//! | 2 | [`config`], [`plug`], [`rollup`] |
 //! | 3 | [`poll`], [`store`] |
 //! | 5 | [`query`] |
 //! | 6 | [`http`], [`sys`] |
-//! | 7 | [`cli`], [`agent`] |
+//! | 7 | [`agent`] |
+//! | 8 | [`cli`] |
 //!
 //! [`sim`] is the other side of the plug protocols, for `plugsim` and the tests; nothing above uses it.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::as_conversions)]
+#![deny(clippy::disallowed_methods)]
 #![cfg_attr(test, allow(clippy::as_conversions))]
 
+pub mod agent;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod http;
 pub mod limits;
+pub mod nearest;
 pub mod plug;
 pub mod poll;
 pub mod query;
 pub mod reading;
+pub mod rollup;
 pub mod sim;
 pub mod store;
+pub mod sys;
 pub mod units;

@@ -4,6 +4,15 @@
 
 use std::time::Duration;
 
+// ---- config ----
+
+/// Bytes of the configuration file. A file for the most plugs that are watched has a tenth of this.
+pub const CONFIG_FILE: usize = 1024 * 1024;
+/// Items in one list of the configuration: discovery targets, host names.
+pub const CONFIG_LIST: usize = 64;
+/// Bytes of one text of the configuration: a path (Linux allows no longer one), a URL, a list given by a flag.
+pub const CONFIG_TEXT: usize = 4_096;
+
 // ---- plugs ----
 
 /// The longest XOR payload believed. Real replies stay below 16 KiB; the length is checked before memory is taken.
@@ -12,6 +21,12 @@ pub const XOR_PAYLOAD: usize = 64 * 1024;
 pub const DATAGRAM: usize = 64 * 1024;
 /// The most hosts one discovery round believes: replies come from anyone on the network.
 pub const DISCOVERED_HOSTS: usize = 512;
+/// Plugs watched at once that were only heard of by datagram and have never answered a poll: anyone can send datagrams.
+pub const STRANGERS: usize = 64;
+/// Polls that such a plug may miss before it is forgotten until it is heard of again.
+pub const STRANGER_MISSES: u32 = 4;
+/// Plugs that one address may have turned out to be: a few, where leases are short.
+pub const PLUGS_AN_ADDRESS: usize = 4;
 /// The most plugs one agent watches. One thread at 10 s has CPU for several times as many.
 pub const PLUGS: usize = 1_024;
 /// How long a discovery round listens, and how often it asks in that time: datagrams get lost.
@@ -30,10 +45,29 @@ pub const BACKOFF_LAST: Duration = Duration::from_secs(300);
 /// Polls missed in a row before a plug counts as offline: one lost datagram or one busy moment is not an outage.
 pub const MISSES_UNTIL_OFFLINE: u32 = 2;
 
+/// A plug that answers probes but no poll is tried this often, or at its interval where that is longer: it may be busy,
+/// and whoever sees it alive does not expect to wait out the longest pause.
+pub const RETRY_SEEN: Duration = Duration::from_secs(30);
+/// Requests that wait for one plug's newest value. More come with as many connections, and are answered from memory.
+pub const WAITERS: usize = HTTP_CONNECTIONS;
+
+// ---- adaptive intervals ----
+
+/// The longest interval that adapting may choose: a quarter hour, the finest bucket, then still has three readings.
+pub const ADAPTIVE_LAST: Duration = Duration::from_secs(300);
+
 // ---- store ----
 
+/// The largest file of which every page is looked at after the machine was started: some ten seconds on an SD card.
+pub const CHECK_AT_BOOT: u64 = 64 * 1024 * 1024;
 /// redb's page cache. Measured: 1 MiB costs 2.3 MB of memory over a whole scan of a 100 MB file, 16 MiB costs 18 MB.
 pub const STORE_CACHE: usize = 1024 * 1024;
+/// Bytes of sealed readings from which each commit also writes which pages are free: 12 to 20 KB more, and the file opens
+/// in milliseconds after a power cut. A smaller one is read whole then, twice: 112 ms for 100 MB here, seconds on a card.
+pub const QUICK_REPAIR: u64 = 64 * 1024 * 1024;
+/// Entries in one chunk. What costs next to nothing, such as readings that never change, must not make a chunk endless:
+/// this many are most of a day at 10 s, and take 0.5 MB when decoded.
+pub const CHUNK_ENTRIES: usize = 8_192;
 /// Readings held in memory while the store cannot take them (24 bytes each in the packed form, more while in use).
 /// 20 plugs at 10 s fill this in nine hours; then the oldest go, and are counted.
 pub const PENDING_READINGS: usize = 65_536;
@@ -41,8 +75,25 @@ pub const PENDING_READINGS: usize = 65_536;
 pub const BATCH_READINGS: usize = 16_384;
 /// The longest encoded batch believed when it is read back.
 pub const BATCH_BYTES: usize = 1024 * 1024;
+/// How long readings wait for a clock that can be trusted, and how many of them.
+pub const HOLD_TIME: Duration = Duration::from_secs(600);
+/// 200 plugs at 10 s for ten minutes, and a few.
+pub const HELD_READINGS: usize = 16_384;
+/// The journal of entries between two commits, in memory: ten hours of 20 plugs at 10 s.
+pub const JOURNAL_BYTES: usize = 8 * 1024 * 1024;
 /// Rows in one page of a scan.
 pub const PAGE_ROWS: usize = 10_000;
+/// Problems that a check lists: beyond these the file is what is wrong.
+pub const CHECK_PROBLEMS: usize = 1_000;
+/// How long a backup may take: its snapshot keeps the store from using freed pages again.
+pub const BACKUP_TIME: Duration = Duration::from_secs(600);
+
+// ---- rollup ----
+
+/// How many polling intervals a reading holds when nothing follows it; after that nothing counts as observed.
+pub const HOLD_INTERVALS: i64 = 3;
+/// The most buckets in one blob: a year of days, with room.
+pub const BLOB_BUCKETS: usize = 400;
 
 // ---- HTTP ----
 
@@ -58,12 +109,22 @@ pub const HTTP_HEAD_TIME: Duration = Duration::from_secs(30);
 pub const HTTP_REPLY_TIME: Duration = Duration::from_secs(30);
 /// How long a client of a streamed export may stall before it is cut off.
 pub const HTTP_STALL_TIME: Duration = Duration::from_secs(30);
+/// How long running requests may take to end when the server stops.
+pub const HTTP_STOP_TIME: Duration = Duration::from_secs(5);
+/// The pause after the system refused a connection for want of files or memory.
+pub const HTTP_ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Bytes read of the file with the token.
+pub const TOKEN_FILE: u64 = 4 * 1024;
 /// Rows in a page unless the request says otherwise.
 pub const DEFAULT_ROWS: usize = 100;
+/// Buckets in a page unless the request says otherwise: a chart is one page.
+pub const DEFAULT_BUCKETS: usize = 1_000;
 /// Devices named in one request.
 pub const REQUEST_DEVICES: usize = 256;
 /// The largest `offset`: deeper pages are what cursors are for.
 pub const OFFSET: usize = 10_000;
+/// Rows that a streamed reply reads from the store at once: about 200 KB in memory.
+pub const EXPORT_ROWS: usize = 2_000;
 /// Bytes of a chunk of a streamed reply.
 pub const STREAM_CHUNK: usize = 16 * 1024;
 

@@ -216,11 +216,19 @@ pub struct PlugFacts {
     pub protocol: Protocol,
     /// Whether it measures power.
     pub has_meter: bool,
-    /// A strip's outlets in order; empty for a plug with a single outlet.
-    pub outlets: heapless::Vec<OutletFacts, MAX_OUTLETS>,
+    /// A strip's outlets in order, at most [`MAX_OUTLETS`]; empty for a plug with a single outlet.
+    pub outlets: Vec<OutletFacts>,
 }
 
 impl PlugFacts {
+    /// What to call one of this plug's devices: an outlet's own alias, else the plug's, else the model.
+    #[must_use]
+    pub fn name_of(&self, id: DeviceId) -> &str {
+        let outlet = id.outlet.and_then(|n| self.outlets.get(usize::from(n))).map(|outlet| outlet.alias.as_str());
+        let names = [outlet.unwrap_or_default(), self.alias.as_str()];
+        names.into_iter().find(|name| !name.is_empty()).unwrap_or(self.model.as_str())
+    }
+
     /// The ids under which this plug's readings are recorded: itself, or each outlet of a strip. None without a meter.
     pub fn metered_ids(&self) -> impl Iterator<Item = DeviceId> + '_ {
         let single = (self.has_meter && self.outlets.is_empty()).then(|| DeviceId::plug(self.mac));
@@ -245,6 +253,29 @@ pub struct Reading {
     pub counter: Option<MilliwattHours>,
     /// The switch.
     pub relay: Option<Relay>,
+}
+
+/// One entry of a device's stream, in order of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// What a poll brought.
+    Reading(Reading),
+    /// Observation ended: polls failed or the agent was off, from this time until the next reading.
+    Gap {
+        /// From when.
+        time: UnixMillis,
+    },
+}
+
+impl Entry {
+    /// When.
+    #[must_use]
+    pub const fn time(&self) -> UnixMillis {
+        match self {
+            Self::Reading(reading) => reading.time,
+            Self::Gap { time } => *time,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@
 //! styles (floats in W, V, A, kWh on first-generation hardware, integers in mW, mV, mA, Wh on later), and each reply is
 //! judged by the keys it has. Source: replies of 12 metered devices of firmware 1.0.3 to 1.2.6.
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
 use super::PollError;
-use crate::reading::{Alias, ChildId, Label, Mac, OutletFacts, PlugFacts, Protocol, Relay};
+use crate::reading::{Alias, ChildId, Label, MAX_OUTLETS, Mac, OutletFacts, PlugFacts, Protocol, Relay};
 use crate::units::{Dbm, Milliamps, Millivolts, MilliwattHours, Milliwatts, OutOfRange};
 
 /// Asks who a plug is. Also the discovery probe. Nothing else is asked before the answer says that there is a meter:
@@ -24,28 +25,40 @@ pub fn outlet_meter(child: &ChildId) -> Vec<u8> {
     format!(r#"{{"context":{{"child_ids":[{child}]}},"emeter":{{"get_realtime":{{}}}}}}"#).into_bytes()
 }
 
+/// The same on a new connection, where the strip has to say who it is as well.
+#[must_use]
+pub fn sysinfo_and_outlet_meter(child: &ChildId) -> Vec<u8> {
+    let child = serde_json::Value::from(child.as_str());
+    format!(
+        r#"{{"context":{{"child_ids":[{child}]}},"system":{{"get_sysinfo":{{}}}},"emeter":{{"get_realtime":{{}}}}}}"#
+    )
+    .into_bytes()
+}
+
 /// What a plug said of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sysinfo {
     /// What changes rarely.
     pub facts: PlugFacts,
     /// The switch of each outlet, in outlet order; of the plug itself when it has only one.
-    pub relays: heapless::Vec<Option<Relay>, { crate::reading::MAX_OUTLETS }>,
+    pub relays: Vec<Option<Relay>>,
     /// Signal strength.
     pub signal: Option<Dbm>,
 }
 
 /// What a meter said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
-    /// Active power.
-    pub power: Milliwatts,
+    /// Active power. None when the plug claims one that no outlet can have.
+    pub power: Option<Milliwatts>,
     /// Mains voltage.
     pub voltage: Option<Millivolts>,
     /// Current.
     pub current: Option<Milliamps>,
     /// Energy since the plug's counter was last at zero.
     pub counter: Option<MilliwattHours>,
+    /// What was claimed and cannot be; the field for it is None.
+    pub implausible: Vec<OutOfRange>,
 }
 
 /// A whole reply.
@@ -53,72 +66,108 @@ pub struct Measured {
 pub struct Reply {
     /// The answer to `get_sysinfo`, when it was asked.
     pub sysinfo: Option<Sysinfo>,
-    /// The answer to `get_realtime`, when it was asked. The inner error: a number that no outlet can have.
-    pub measured: Option<Result<Measured, OutOfRange>>,
+    /// The answer to `get_realtime`, when it was asked.
+    pub measured: Option<Measured>,
+}
+
+/// A field that is missing, null or of an unexpected type is absent: one odd field must not cost the plug.
+fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
+    Ok(serde_json::from_value(serde_json::Value::deserialize(from)?).ok())
 }
 
 #[derive(Deserialize)]
 struct WireReply {
     system: Option<WireSystem>,
     emeter: Option<WireEmeter>,
+    #[serde(default, deserialize_with = "lenient")]
     err_code: Option<i64>,
+    #[serde(default, deserialize_with = "lenient")]
     err_msg: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct WireSystem {
     get_sysinfo: Option<WireSysinfo>,
+    #[serde(default, deserialize_with = "lenient")]
     err_code: Option<i64>,
+    #[serde(default, deserialize_with = "lenient")]
     err_msg: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct WireEmeter {
     get_realtime: Option<WireRealtime>,
+    #[serde(default, deserialize_with = "lenient")]
     err_code: Option<i64>,
+    #[serde(default, deserialize_with = "lenient")]
     err_msg: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct WireSysinfo {
+    #[serde(default, deserialize_with = "lenient")]
     err_code: Option<i64>,
+    #[serde(default, deserialize_with = "lenient")]
     err_msg: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     mac: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     mic_mac: Option<String>,
-    #[serde(rename = "deviceId")]
+    #[serde(rename = "deviceId", default, deserialize_with = "lenient")]
     device_id: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     alias: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     model: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     hw_ver: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     sw_ver: Option<String>,
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default, deserialize_with = "lenient")]
     kind: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     mic_type: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     feature: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     rssi: Option<i64>,
+    #[serde(default, deserialize_with = "lenient")]
     relay_state: Option<i64>,
-    #[serde(default)]
-    children: Vec<WireChild>,
+    #[serde(default, deserialize_with = "lenient")]
+    children: Option<Vec<WireChild>>,
 }
 
 #[derive(Deserialize)]
 struct WireChild {
+    #[serde(default, deserialize_with = "lenient")]
     id: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     alias: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     state: Option<i64>,
 }
 
 #[derive(Deserialize)]
 struct WireRealtime {
+    #[serde(default, deserialize_with = "lenient")]
     err_code: Option<i64>,
+    #[serde(default, deserialize_with = "lenient")]
     err_msg: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     power: Option<f64>,
+    #[serde(default, deserialize_with = "lenient")]
     voltage: Option<f64>,
+    #[serde(default, deserialize_with = "lenient")]
     current: Option<f64>,
+    #[serde(default, deserialize_with = "lenient")]
     total: Option<f64>,
+    #[serde(default, deserialize_with = "lenient")]
     power_mw: Option<f64>,
+    #[serde(default, deserialize_with = "lenient")]
     voltage_mv: Option<f64>,
+    #[serde(default, deserialize_with = "lenient")]
     current_ma: Option<f64>,
+    #[serde(default, deserialize_with = "lenient")]
     total_wh: Option<f64>,
 }
 
@@ -159,20 +208,20 @@ fn parse_sysinfo(info: WireSysinfo) -> Result<Sysinfo, PollError> {
     let mac = info.mac.or(info.mic_mac).ok_or(PollError::Missing { what: "mac" })?;
     let mac: Mac = mac.parse().map_err(|_| PollError::Missing { what: "a mac that is one" })?;
     let device_id = info.device_id.unwrap_or_default();
-    let mut outlets = heapless::Vec::new();
-    let mut relays = heapless::Vec::new();
-    for child in info.children {
+    let children = info.children.unwrap_or_default();
+    if children.len() > MAX_OUTLETS {
+        return Err(PollError::TooManyOutlets);
+    }
+    let (mut outlets, mut relays) = (Vec::new(), Vec::new());
+    for child in children {
         let id = child.id.ok_or(PollError::Missing { what: "children[].id" })?;
         // Over UDP a strip shortens its outlets' ids to the last two characters.
         let id = if id.len() <= 2 { format!("{device_id}{id}") } else { id };
-        let outlet = OutletFacts { alias: Alias::new(&child.alias.unwrap_or_default()), child: ChildId::new(&id) };
-        let fits = outlets.push(outlet).is_ok() && relays.push(relay(child.state)).is_ok();
-        if !fits {
-            return Err(PollError::TooManyOutlets);
-        }
+        outlets.push(OutletFacts { alias: Alias::new(&child.alias.unwrap_or_default()), child: ChildId::new(&id) });
+        relays.push(relay(child.state));
     }
     if outlets.is_empty() {
-        let _ = relays.push(relay(info.relay_state)); // room for one there is
+        relays.push(relay(info.relay_state));
     }
     let facts = PlugFacts {
         mac,
@@ -196,21 +245,26 @@ fn relay(state: Option<i64>) -> Option<Relay> {
     }
 }
 
-fn parse_realtime(meter: WireRealtime) -> Result<Result<Measured, OutOfRange>, PollError> {
+fn parse_realtime(meter: WireRealtime) -> Result<Measured, PollError> {
     succeeded(meter.err_code, meter.err_msg)?;
     // Later firmware's integers come first: where both are given they are the finer.
     let milli = |milli: Option<f64>, base: Option<f64>| milli.map(|n| n / 1_000.0).or(base);
     let power = milli(meter.power_mw, meter.power).ok_or(PollError::Missing { what: "power" })?;
     let watt_hours = meter.total_wh.or(meter.total.map(|kwh| kwh * 1_000.0));
-    let measured = || {
-        Ok(Measured {
-            power: Milliwatts::from_base(power)?,
-            voltage: milli(meter.voltage_mv, meter.voltage).map(Millivolts::from_base).transpose()?,
-            current: milli(meter.current_ma, meter.current).map(Milliamps::from_base).transpose()?,
-            counter: watt_hours.map(MilliwattHours::from_base).transpose()?,
-        })
-    };
-    Ok(measured())
+    let mut implausible = Vec::new();
+    Ok(Measured {
+        power: believed(Milliwatts::from_base(power), &mut implausible),
+        voltage: milli(meter.voltage_mv, meter.voltage)
+            .and_then(|volts| believed(Millivolts::from_base(volts), &mut implausible)),
+        current: milli(meter.current_ma, meter.current)
+            .and_then(|amps| believed(Milliamps::from_base(amps), &mut implausible)),
+        counter: watt_hours.and_then(|energy| believed(MilliwattHours::from_base(energy), &mut implausible)),
+        implausible,
+    })
+}
+
+fn believed<T>(value: Result<T, OutOfRange>, implausible: &mut Vec<OutOfRange>) -> Option<T> {
+    value.map_err(|value| implausible.push(value)).ok()
 }
 
 #[cfg(test)]
@@ -230,8 +284,8 @@ mod tests {
         assert_eq!(info.facts.mac.to_string(), "50c7bf001122");
         assert!(info.facts.has_meter && info.facts.outlets.is_empty());
         assert_eq!((info.relays.as_slice(), info.signal), (&[Some(Relay::On)][..], Some(Dbm(-51))));
-        let measured = reply.measured.unwrap().unwrap();
-        assert_eq!(measured.power.get(), 41_237);
+        let measured = reply.measured.unwrap();
+        assert_eq!(measured.power.unwrap().get(), 41_237);
         assert_eq!(measured.voltage.unwrap().get(), 231_402);
         assert_eq!(measured.current.unwrap().get(), 214);
         assert_eq!(measured.counter.unwrap().get(), 8_123_000);
@@ -242,8 +296,8 @@ mod tests {
         let reply = parse(
             br#"{"emeter":{"get_realtime":{"slot_id":1,"current_ma":29,"voltage_mv":121302,"power_mw":2345,"total_wh":7,"err_code":0}}}"#,
         );
-        let measured = reply.unwrap().measured.unwrap().unwrap();
-        assert_eq!((measured.power.get(), measured.voltage.unwrap().get()), (2_345, 121_302));
+        let measured = reply.unwrap().measured.unwrap();
+        assert_eq!((measured.power.unwrap().get(), measured.voltage.unwrap().get()), (2_345, 121_302));
         assert_eq!((measured.current.unwrap().get(), measured.counter.unwrap().get()), (29, 7_000));
     }
 
@@ -287,7 +341,22 @@ mod tests {
     #[test]
     fn a_number_that_no_outlet_can_have_is_told_apart_from_a_broken_reply() {
         let reply = parse(br#"{"emeter":{"get_realtime":{"power_mw":20000000,"voltage_mv":230000,"err_code":0}}}"#);
-        assert_eq!(reply.unwrap().measured.unwrap().unwrap_err().what, "power");
+        let measured = reply.unwrap().measured.unwrap();
+        assert_eq!((measured.power, measured.implausible[0].what), (None, "power"));
+        let reply = parse(br#"{"emeter":{"get_realtime":{"power_mw":20000,"voltage_mv":900000,"err_code":0}}}"#);
+        let measured = reply.unwrap().measured.unwrap();
+        assert_eq!((measured.power.unwrap().get(), measured.voltage, measured.implausible.len()), (20_000, None, 1));
+    }
+
+    #[test]
+    fn one_odd_field_does_not_cost_the_plug() {
+        let reply = parse(
+            br#"{"system":{"get_sysinfo":{"type":"IOT.SMARTPLUGSWITCH","mac":"50:C7:BF:00:11:22","feature":"TIM:ENE",
+            "rssi":-1e9,"relay_state":"on","children":null,"alias":7,"err_code":0}}}"#,
+        );
+        let info = reply.unwrap().sysinfo.unwrap();
+        assert_eq!((info.relays.as_slice(), info.signal, info.facts.alias.as_str()), (&[None][..], None, ""));
+        assert!(info.facts.has_meter);
     }
 
     proptest! {

@@ -143,8 +143,10 @@ pub struct Answer {
     pub signal: Option<Dbm>,
     /// One reading per outlet that answered, in outlet order; empty for a plug without a meter.
     pub readings: Vec<(DeviceId, Reading)>,
-    /// Values that no outlet can have. They are not among the readings.
+    /// Values that no outlet can have. They are not in the readings; without its power a reading is none.
     pub implausible: Vec<(DeviceId, OutOfRange)>,
+    /// Outlets of a strip that refused, and why. The others' readings stand.
+    pub silent: Vec<(DeviceId, PollError)>,
     /// Why a strip's later outlets are missing. What came before it stands.
     pub broken_off: Option<PollError>,
 }
@@ -185,7 +187,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Asks the plug who it is and what each of its outlets measures.
     ///
     /// # Errors
-    /// [`PollError`]; the connection is then closed, apart from a plain refusal.
+    /// [`PollError`]; the connection is then closed, unless the plug has plainly refused.
     pub async fn poll<T>(&mut self, transport: &T, clock: &dyn Clock, patience: Patience) -> Result<Answer, PollError>
     where
         T: Transport<Stream = S>,
@@ -193,37 +195,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let until = clock.elapsed().saturating_add(patience.poll);
         let mut ask = Exchange { transport, clock, patience, until };
         // Until a plug has said that it has a meter, only `system` is asked.
-        let request = if self.single_meter { iot::SYSINFO_AND_METER } else { iot::SYSINFO };
-        let mut reply = self.ask(&mut ask, request).await?;
-        let mut sysinfo = reply.sysinfo.take().ok_or(PollError::Missing { what: "system.get_sysinfo" })?;
-        self.check_identity(&sysinfo.facts)?;
+        let first = if self.single_meter { iot::SYSINFO_AND_METER } else { iot::SYSINFO };
+        let mut reply = self.ask(&mut ask, Question::the_same(first)).await?;
+        let mut sysinfo = reply.sysinfo.take().ok_or(NO_SYSINFO)?;
         let single_meter = sysinfo.facts.has_meter && sysinfo.facts.outlets.is_empty();
         if single_meter && !self.single_meter {
-            self.single_meter = true;
-            reply = self.ask(&mut ask, iot::SYSINFO_AND_METER).await?;
-            sysinfo = reply.sysinfo.take().ok_or(PollError::Missing { what: "system.get_sysinfo" })?;
-            self.check_identity(&sysinfo.facts)?;
+            reply = self.ask(&mut ask, Question::the_same(iot::SYSINFO_AND_METER)).await?;
+            sysinfo = reply.sysinfo.take().ok_or(NO_SYSINFO)?;
         }
         self.single_meter = single_meter;
-        let mut answer = Answer {
-            facts: sysinfo.facts,
-            signal: sysinfo.signal,
-            readings: Vec::new(),
-            implausible: Vec::new(),
-            broken_off: None,
-        };
+        let mut answer = Answer { signal: sysinfo.signal, ..Answer::of(sysinfo.facts) };
         if single_meter {
             let relay = sysinfo.relays.first().copied().flatten();
-            let measured = reply.measured.ok_or(PollError::Missing { what: "emeter.get_realtime" })?;
+            let measured = reply.measured.ok_or(NO_METER)?;
             answer.take(DeviceId::plug(answer.facts.mac), measured, relay, clock);
         } else if answer.facts.has_meter {
-            let ids: Vec<_> = answer.facts.metered_ids().collect();
-            let requests: Vec<_> = answer.facts.outlets.iter().map(|outlet| iot::outlet_meter(&outlet.child)).collect();
-            for ((id, request), relay) in ids.into_iter().zip(requests).zip(sysinfo.relays) {
-                let asked = self.ask(&mut ask, &request).await;
-                let measured = asked.and_then(|r| r.measured.ok_or(PollError::Missing { what: "emeter.get_realtime" }));
-                match measured {
+            let outlets: Vec<_> = answer.facts.metered_ids().zip(answer.facts.outlets.clone()).collect();
+            for ((id, outlet), relay) in outlets.into_iter().zip(sysinfo.relays) {
+                let question = Question {
+                    plain: &iot::outlet_meter(&outlet.child),
+                    introducing: &iot::sysinfo_and_outlet_meter(&outlet.child),
+                };
+                match self.ask(&mut ask, question).await.and_then(|reply| reply.measured.ok_or(NO_METER)) {
                     Ok(measured) => answer.take(id, measured, relay, clock),
+                    // An outlet that refuses says nothing of the others.
+                    Err(error @ (PollError::Refused { .. } | PollError::Missing { .. })) => {
+                        answer.silent.push((id, error))
+                    }
                     Err(error) => {
                         answer.broken_off = Some(error);
                         break;
@@ -237,7 +235,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     fn check_identity(&mut self, facts: &PlugFacts) -> Result<(), PollError> {
         match self.expected {
             Some(expected) if expected != facts.mac => {
-                self.connection = None;
                 self.single_meter = false;
                 Err(PollError::WrongDevice { expected, found: Box::new(facts.clone()) })
             }
@@ -248,49 +245,76 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    /// One request and its reply. A kept connection that the plug has closed meanwhile is replaced once.
-    async fn ask<T>(&mut self, exchange: &mut Exchange<'_, T>, request: &[u8]) -> Result<iot::Reply, PollError>
+    /// One question and its answer. A kept connection that the plug has closed meanwhile is replaced once. On a new
+    /// connection the question asks who answers, and nothing is believed before that is known.
+    async fn ask<T>(&mut self, exchange: &mut Exchange<'_, T>, question: Question<'_>) -> Result<iot::Reply, PollError>
     where
         T: Transport<Stream = S>,
     {
-        let message = xor::frame(request)?;
         let mut kept = self.connection.take();
         if let Some(stream) = &mut kept
             && !is_quiet(stream).await
         {
             kept = None;
         }
-        let was_kept = kept.is_some();
-        let mut done = exchange.run(self.address, kept, &message).await;
-        if was_kept && matches!(done, Err(PollError::Closed)) {
-            done = exchange.run(self.address, None, &message).await;
+        let mut is_new = kept.is_none();
+        let message = if is_new { question.introducing } else { question.plain };
+        let mut done = exchange.run(self.address, kept, &xor::frame(message)?).await;
+        if !is_new && matches!(done, Err(PollError::Closed)) {
+            is_new = true;
+            done = exchange.run(self.address, None, &xor::frame(question.introducing)?).await;
         }
         let (payload, mut stream) = done?;
+        let reply = iot::parse(&payload);
+        match &reply {
+            Ok(iot::Reply { sysinfo: Some(sysinfo), .. }) => self.check_identity(&sysinfo.facts)?,
+            Ok(_) if is_new => return Err(NO_SYSINFO),
+            Ok(_) => {}
+            Err(PollError::Refused { .. }) if !is_new => {} // a clear answer; the connection is as good as before
+            Err(_) => return reply,
+        }
         if is_quiet(&mut stream).await {
             self.connection = Some(stream);
         }
-        iot::parse(&payload).inspect_err(|error| {
-            if matches!(error, PollError::NotJson) {
-                self.connection = None;
-            }
-        })
+        reply
+    }
+}
+
+const NO_SYSINFO: PollError = PollError::Missing { what: "system.get_sysinfo" };
+const NO_METER: PollError = PollError::Missing { what: "emeter.get_realtime" };
+
+/// A request in two forms.
+#[derive(Clone, Copy)]
+struct Question<'a> {
+    /// For a connection on which the plug has said who it is.
+    plain: &'a [u8],
+    /// For a new one: asks who answers as well.
+    introducing: &'a [u8],
+}
+
+impl<'a> Question<'a> {
+    const fn the_same(request: &'a [u8]) -> Self {
+        Self { plain: request, introducing: request }
     }
 }
 
 impl Answer {
-    fn take(
-        &mut self,
-        id: DeviceId,
-        measured: Result<iot::Measured, OutOfRange>,
-        relay: Option<Relay>,
-        clock: &dyn Clock,
-    ) {
-        match measured {
-            Err(implausible) => self.implausible.push((id, implausible)),
-            Ok(iot::Measured { power, voltage, current, counter }) => {
-                let reading = Reading { time: clock.wall(), power, voltage, current, counter, relay };
-                self.readings.push((id, reading));
-            }
+    fn of(facts: PlugFacts) -> Self {
+        Self {
+            facts,
+            signal: None,
+            readings: Vec::new(),
+            implausible: Vec::new(),
+            silent: Vec::new(),
+            broken_off: None,
+        }
+    }
+
+    fn take(&mut self, id: DeviceId, measured: iot::Measured, relay: Option<Relay>, clock: &dyn Clock) {
+        let iot::Measured { power, voltage, current, counter, implausible } = measured;
+        self.implausible.extend(implausible.into_iter().map(|value| (id, value)));
+        if let Some(power) = power {
+            self.readings.push((id, Reading { time: clock.wall(), power, voltage, current, counter, relay }));
         }
     }
 }

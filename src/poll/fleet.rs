@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::adaptive::Reason;
 use crate::reading::{Alias, DeviceId, Mac, PlugFacts};
 use crate::units::{Dbm, UnixMillis};
 
@@ -19,7 +20,8 @@ pub struct Fleet {
     pub lateness: Lateness,
 }
 
-/// How long plugs that were due had to wait for their turn.
+/// How long plugs that were due had to wait for their turn: those that answer, and those not asked yet. A plug in its
+/// back-off waits for a place without anybody missing it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lateness {
     /// Polls begun.
@@ -28,14 +30,39 @@ pub struct Lateness {
     pub total: Duration,
     /// The longest wait.
     pub worst: Duration,
+    /// Polls by wait: up to each of [`Lateness::STEPS`], and longer.
+    steps: [u64; Self::STEPS.len() + 1],
 }
 
 impl Lateness {
+    /// The waits, in milliseconds, up to which polls are counted together.
+    pub const STEPS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000];
+
     /// Notes one poll's wait.
     pub fn note(&mut self, late: Duration) {
         self.polls += 1;
         self.total = self.total.saturating_add(late);
         self.worst = self.worst.max(late);
+        let step =
+            Self::STEPS.iter().position(|step| late <= Duration::from_millis(*step)).unwrap_or(Self::STEPS.len());
+        if let Some(count) = self.steps.get_mut(step) {
+            *count += 1;
+        }
+    }
+
+    /// A wait that at least so many thousandths of the polls did not exceed: the upper end of their step, or the longest
+    /// wait of all. Zero before the first poll.
+    #[must_use]
+    pub fn quantile(&self, thousandths: u64) -> Duration {
+        let wanted = self.polls.saturating_mul(thousandths).div_ceil(1_000);
+        let mut polls = 0;
+        for (count, step) in self.steps.iter().zip(Self::STEPS) {
+            polls += count;
+            if polls >= wanted {
+                return Duration::from_millis(step).min(self.worst);
+            }
+        }
+        self.worst
     }
 }
 
@@ -58,16 +85,37 @@ pub struct Plug {
     pub signal: Option<Dbm>,
     /// How often it is asked at present.
     pub interval: Duration,
+    /// Why that often.
+    pub reason: Reason,
+    /// The newest reading of each of its devices in this run: its time, and the elapsed time at which it came.
+    pub newest: Vec<(DeviceId, UnixMillis, Duration)>,
+    /// Times without its readings, in this run.
+    pub outages: Outages,
     /// How its polls went in this run.
     pub polls: PollFigures,
 }
 
 impl Plug {
+    /// How old a device's reading of `time` is, by elapsed time, which no step of the wall clock changes. None when it is
+    /// not the one that came last in this run.
+    #[must_use]
+    pub fn age(&self, id: DeviceId, time: UnixMillis, elapsed: Duration) -> Option<Duration> {
+        let newest = self.newest.iter().find(|(known, at, _)| *known == id && *at == time);
+        newest.map(|(_, _, came)| elapsed.saturating_sub(*came))
+    }
+
+    /// Notes a reading's time and when it came.
+    pub fn note_newest(&mut self, id: DeviceId, time: UnixMillis, elapsed: Duration) {
+        match self.newest.iter_mut().find(|(known, ..)| *known == id) {
+            Some(newest) => *newest = (id, time, elapsed),
+            None => self.newest.push((id, time, elapsed)), // at most as many as it has outlets
+        }
+    }
+
     /// The name people know it by: the configured one, else its own alias, else its model.
     #[must_use]
     pub fn display_name(&self) -> &str {
-        let own = if self.facts.alias.is_empty() { self.facts.model.as_str() } else { self.facts.alias.as_str() };
-        self.name.as_ref().map_or(own, Alias::as_str)
+        self.device_name(DeviceId::plug(self.facts.mac))
     }
 
     /// How log lines call it: name, id and address.
@@ -76,11 +124,12 @@ impl Plug {
         format!("{} ({}) at {}", self.display_name(), self.facts.mac, self.address.ip())
     }
 
-    /// The name people know one of its devices by: an outlet's own alias, else the plug's.
+    /// The name people know one of its devices by: an outlet's own alias, else the plug's name.
     #[must_use]
     pub fn device_name(&self, id: DeviceId) -> &str {
         let outlet = id.outlet.and_then(|n| self.facts.outlets.get(usize::from(n)));
-        outlet.map(|outlet| outlet.alias.as_str()).filter(|alias| !alias.is_empty()).unwrap_or(self.display_name())
+        let is_named = outlet.is_some_and(|outlet| !outlet.alias.is_empty());
+        self.name.as_ref().filter(|_| !is_named).map_or(self.facts.name_of(id), Alias::as_str)
     }
 }
 
@@ -96,6 +145,39 @@ pub enum Presence {
         /// When it was noticed.
         since: UnixMillis,
     },
+}
+
+/// Times in which a plug that had answered did not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outages {
+    /// How many, the present one included.
+    pub count: u32,
+    /// When the last one began: the end of the time for which the reading before it stands.
+    pub last_from: Option<UnixMillis>,
+    /// When it ended; none while it lasts.
+    pub last_to: Option<UnixMillis>,
+}
+
+impl Outages {
+    /// Whether one lasts.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.last_from.is_some() && self.last_to.is_none()
+    }
+
+    /// One begins.
+    pub fn begin(&mut self, from: UnixMillis) {
+        if !self.is_open() {
+            *self = Self { count: self.count.saturating_add(1), last_from: Some(from), last_to: None };
+        }
+    }
+
+    /// The present one ends. Not before its beginning, whatever the wall clock did.
+    pub fn end(&mut self, to: UnixMillis) {
+        if let Some(from) = self.last_from.filter(|_| self.is_open()) {
+            self.last_to = Some(to.max(from));
+        }
+    }
 }
 
 /// Something that went wrong, and when.
@@ -120,6 +202,8 @@ pub struct PollFigures {
     pub total: Duration,
     /// Values refused because no outlet can have them.
     pub refused: u64,
+    /// The longest that a poll which was due had to wait for its turn.
+    pub worst_late: Duration,
 }
 
 /// A configured address behind which no plug has answered yet.
@@ -164,12 +248,20 @@ impl Fleet {
             last_error: None,
             signal: None,
             interval: Duration::ZERO,
+            reason: Reason::Fixed,
+            newest: Vec::new(),
+            outages: Outages::default(),
             polls: PollFigures::default(),
         });
         plug.facts = facts;
         plug.address = address;
         plug.name = name.or(plug.name.take());
         plug
+    }
+
+    /// Takes back a plug that was only heard of.
+    pub fn forget(&mut self, mac: Mac) {
+        self.plugs.remove(&mac);
     }
 
     /// Notes a configured address behind which no plug has been met.
@@ -190,5 +282,37 @@ impl Fleet {
     /// Configured addresses behind which no plug has been met.
     pub fn unmet(&self) -> impl Iterator<Item = (SocketAddr, &Unmet)> {
         self.unmet.iter().map(|(address, unmet)| (*address, unmet))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_upper_ends_and_never_above_the_worst() {
+        let mut lateness = Lateness::default();
+        assert_eq!(lateness.quantile(990), Duration::ZERO);
+        (0..990).for_each(|_| lateness.note(Duration::from_millis(3)));
+        (0..10).for_each(|_| lateness.note(Duration::from_millis(30)));
+        assert_eq!(lateness.quantile(990), Duration::from_millis(5));
+        assert_eq!(lateness.quantile(991), Duration::from_millis(30));
+        lateness.note(Duration::from_secs(60));
+        assert_eq!(lateness.quantile(1_000), Duration::from_secs(60));
+    }
+
+    #[test]
+    fn an_outage_begins_and_ends_once_and_never_ends_before_it_began() {
+        let at = UnixMillis::new;
+        let mut outages = Outages::default();
+        outages.end(at(1));
+        assert_eq!(outages, Outages::default());
+        outages.begin(at(10_000));
+        outages.begin(at(20_000));
+        outages.end(at(5_000));
+        outages.end(at(30_000));
+        assert_eq!(outages, Outages { count: 1, last_from: Some(at(10_000)), last_to: Some(at(10_000)) });
+        outages.begin(at(40_000));
+        assert!(outages.is_open() && outages.count == 2);
     }
 }

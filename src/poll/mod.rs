@@ -1,12 +1,16 @@
 //! Asking plugs, at their pace.
 //!
 //! Owns who is watched, where, and when each is asked. What is decided is decided by pure state machines ([`schedule`],
-//! [`backoff`]); the loop here obeys them. Promises: one request in flight per plug, because whoever asks holds the
+//! [`backoff`], [`adaptive`]); the loop here obeys them. Promises: one request in flight per plug, because whoever asks holds the
 //! plug's only client; a plug that fails delays nobody; a plug found at another address goes on under its own id; a plug
-//! that answers is never moved by what a datagram claims. Readings leave through a [`Sink`] in the order of arrival.
+//! that answers is never moved by what a datagram claims. Readings leave through a [`Sink`] in the order of arrival. Nobody else asks a plug:
+//! who wants a newer value than the one in memory says so through [`requests`]. All pace is by elapsed time: a step of the
+//! wall clock moves no poll.
 
+pub mod adaptive;
 pub mod backoff;
 pub mod fleet;
+pub mod requests;
 pub mod schedule;
 
 use std::cell::{Cell, RefCell};
@@ -16,23 +20,30 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use smol::channel::{Receiver, Sender, bounded};
-use smol::{LocalExecutor, Task};
+use smol::{LocalExecutor, Task, future};
 
 use crate::clock::{Clock, within};
 use crate::limits;
 use crate::plug::discovery::{Listener, Prober, Sighting};
 use crate::plug::{Answer, Client, Patience, PollError, Transport};
 use crate::reading::{Alias, DeviceId, Mac, PlugFacts, Reading};
-use crate::units::OutOfRange;
+use crate::units::{OutOfRange, UnixMillis};
+use adaptive::{Adaptive, Bounds, Reason};
+use backoff::{Failure, Pauses};
 use fleet::{Fleet, Presence, Trouble};
-use schedule::{Outcome, Rules, Schedule, Slot, Step};
+use requests::{Request, Requests};
+use schedule::{Outcome, Pace, Rules, Schedule, Slot, Standing, Step, Wish};
 
 /// Where readings and facts go.
 pub trait Sink {
     /// A plug answered from `address` and said this of itself.
     fn remember(&self, facts: &PlugFacts, address: SocketAddr);
-    /// One outlet's reading.
-    fn append(&self, id: DeviceId, reading: Reading);
+    /// One outlet's reading; it is polled every `interval`.
+    fn append(&self, id: DeviceId, reading: Reading, interval: Duration);
+    /// Nothing is known of this device from `from` until its next reading: a poll failed, or brought nothing of it. Called
+    /// once for each device and outage. `from` is the end of the time for which the reading before stands, its own time
+    /// and the interval then in force, but not later than now.
+    fn gap(&self, id: DeviceId, from: UnixMillis);
 }
 
 /// What the loop goes by.
@@ -44,8 +55,12 @@ pub struct Settings {
     pub strip_interval: Duration,
     /// No plug is asked more often.
     pub min_interval: Duration,
+    /// The longest interval, where intervals adapt to the load; none where they are fixed.
+    pub adaptive: Option<Duration>,
     /// Plugs asked at once.
     pub in_flight: usize,
+    /// How long plugs that failed are left alone.
+    pub pauses: Pauses,
     /// How long an exchange and a poll may take.
     pub patience: Patience,
     /// Time between discovery rounds; none when discovery is off.
@@ -61,9 +76,19 @@ pub struct Settings {
 }
 
 impl Settings {
-    fn interval_of(&self, facts: &PlugFacts) -> Duration {
+    /// How often such a plug is asked unless its interval adapts. A strip is never asked faster than `strip_interval`,
+    /// not after a failure either: more questions make its switch fail.
+    fn pace_of(&self, facts: &PlugFacts) -> Pace {
         let single = facts.has_meter && facts.outlets.is_empty();
-        if single { self.interval } else { self.strip_interval.max(self.interval) }.max(self.min_interval)
+        let interval = if single { self.interval } else { self.strip_interval.max(self.interval) };
+        let least = if facts.outlets.is_empty() { self.min_interval } else { self.strip_interval };
+        let least = least.max(self.min_interval);
+        Pace { interval: interval.max(least), least }
+    }
+
+    /// How often a plug is asked of which nothing is known yet.
+    fn pace_at_first(&self) -> Pace {
+        Pace { interval: self.interval.max(self.min_interval), least: self.min_interval }
     }
 
     fn name_at(&self, address: SocketAddr) -> Option<Alias> {
@@ -83,6 +108,8 @@ pub struct World<T> {
     pub fleet: Rc<RefCell<Fleet>>,
     /// Takes what was read.
     pub sink: Rc<dyn Sink>,
+    /// Wishes for newer values.
+    pub requests: Requests,
     /// Set once every plug known at the start, or found by the first discovery round, has been asked.
     pub ready: Rc<Cell<bool>>,
 }
@@ -94,6 +121,8 @@ struct Watched<S> {
     client: Option<Client<S>>,
     /// The poll under way; dropping it ends it.
     poll: Option<Task<()>>,
+    /// Where it last answered a poll. None for a stranger: heard of by datagram, never met.
+    home: Option<SocketAddr>,
     /// Whether a poll of it has ended, well or badly.
     tried: bool,
     /// Probes sent since it was last heard of.
@@ -102,18 +131,27 @@ struct Watched<S> {
     hastened: bool,
     /// When an implausible value was last reported.
     reported: Option<Duration>,
+    /// What its interval goes by, where it adapts.
+    adaptive: Adaptive,
+    /// Its devices whose last poll brought a reading: what an outage ends.
+    observed: Vec<DeviceId>,
+    /// Held for those who wait for its next poll; at most [`limits::WAITERS`].
+    waiters: Vec<Sender<()>>,
 }
 
 enum Event<S> {
     Polled { slot: Slot, client: Client<S>, took: Duration, result: Result<Answer, PollError> },
     Sighted(Sighting),
+    Wished(Request),
 }
 
 /// One warning about a device's implausible values in this time.
 const REPORT_EVERY: Duration = Duration::from_secs(3_600);
 /// While a plug is missing it may have moved: broadcast discovery then runs at least this often.
 const SEARCH_EVERY: Duration = Duration::from_secs(60);
-/// Time between the probes of one round.
+/// A broadcast search that a plug's first miss brings forward still keeps this distance from the one before.
+const SEARCH_GAP: Duration = Duration::from_secs(15);
+/// Time between the probes of one round, and at least between two rounds of probes to silent plugs.
 const PROBE_SPACING: Duration = Duration::from_secs(1);
 
 /// The loop.
@@ -128,7 +166,10 @@ pub struct Poller<T: Transport> {
     prober: Option<Prober>,
     /// Probes still to send in this discovery round, and when the next one goes out.
     round: (u32, Duration),
-    /// When silent plugs are probed next.
+    /// When the last round's last probe went out.
+    searched: Duration,
+    /// When silent plugs were probed last, and when they are next.
+    probed: Duration,
     next_probe: Duration,
     /// When what the first discovery round found is known.
     settled: Duration,
@@ -145,7 +186,8 @@ where
     #[must_use]
     pub fn new(settings: Settings, world: World<T>, discovery: Option<(Prober, Listener)>) -> Self {
         let now = world.clock.elapsed();
-        let rules = Rules { min_interval: settings.min_interval, in_flight: settings.in_flight, seed: settings.seed };
+        let Settings { min_interval, in_flight, pauses, seed, .. } = settings;
+        let rules = Rules { min_interval, in_flight, pauses, seed };
         let (report, events) = bounded(limits::DISCOVERED_HOSTS);
         let prober = discovery.map(|(prober, listener)| {
             world.executor.spawn(listen(listener, report.clone())).detach();
@@ -160,6 +202,8 @@ where
             events,
             prober,
             round: (if searching { limits::DISCOVERY_PROBES } else { 0 }, now),
+            searched: now,
+            probed: now,
             next_probe: now.saturating_add(settings.interval),
             settled: if searching { now.saturating_add(limits::DISCOVERY_ROUND) } else { now },
             full: false,
@@ -173,19 +217,19 @@ where
     fn watch_known(&mut self) {
         let known: Vec<_> = self.world.fleet.borrow().plugs().map(|plug| (plug.address, plug.facts.clone())).collect();
         for (address, facts) in known {
-            let interval = self.settings.interval_of(&facts);
+            let pace = self.settings.pace_of(&facts);
             let name = self.settings.name_at(address);
             let mac = facts.mac;
             let mut fleet = self.world.fleet.borrow_mut();
-            fleet.meet(facts, address, name).interval = interval;
+            fleet.meet(facts, address, name).interval = pace.interval;
             drop(fleet);
-            self.watch(address, Some(mac), interval, false);
+            self.watch(address, Some(mac), pace, true, false);
         }
         for (ip, name) in self.settings.pinned.clone() {
             let address = SocketAddr::new(ip, self.settings.port);
             if !self.watched.values().any(|watched| watched.address == address) {
                 self.world.fleet.borrow_mut().expect(address, name);
-                self.watch(address, None, self.settings.interval, false);
+                self.watch(address, None, self.settings.pace_at_first(), false, false);
             }
         }
     }
@@ -197,8 +241,8 @@ where
             self.search(now).await;
             self.note_ready(now);
             let wake = match self.schedule.next(now) {
-                Step::Poll { slot, late } => {
-                    self.world.fleet.borrow_mut().lateness.note(late);
+                Step::Poll { slot, late, standing } => {
+                    self.note_late(slot, late, standing);
                     self.ask(slot);
                     continue;
                 }
@@ -207,15 +251,51 @@ where
             };
             let ready = [self.settled, self.ready_at_last()].into_iter().find(|at| now < *at).unwrap_or(Duration::MAX);
             let wake = wake.min(self.next_search()).min(ready);
-            match within(self.world.clock.as_ref(), wake, self.events.recv()).await {
-                Some(Ok(event)) => self.handle(event),
-                Some(Err(_)) => return, // cannot happen: a sender is kept here
+            let event = async { self.events.recv().await.ok() };
+            let wish = async { self.world.requests.next().await.map(Event::Wished) };
+            match within(self.world.clock.as_ref(), wake, future::or(event, wish)).await {
+                Some(Some(event)) => self.handle(event),
+                Some(None) => return, // cannot happen: both ends are kept here
                 None => {}
             }
         }
     }
 
-    fn watch(&mut self, address: SocketAddr, mac: Option<Mac>, interval: Duration, proven: bool) {
+    /// Takes wishes for newer values, all that are there.
+    fn wished(&mut self, first: Request) {
+        let now = self.world.clock.elapsed();
+        let mut next = Some(first);
+        while let Some(Request { plug, done }) = next {
+            if let Some(slot) = self.slot_of(plug) {
+                let is_coming = match self.schedule.request(slot, now) {
+                    Wish::UnderWay => true,
+                    Wish::Due(due) => requests::is_soon(due, now),
+                    Wish::Refused => false,
+                };
+                if let Some(watched) = self.watched.get_mut(&slot)
+                    && is_coming
+                    && watched.waiters.len() < limits::WAITERS
+                {
+                    watched.waiters.push(done);
+                }
+            }
+            next = self.world.requests.try_next();
+        }
+    }
+
+    /// Notes how long a plug had to wait for its turn. One in its back-off waits without being missed.
+    fn note_late(&self, slot: Slot, late: Duration, standing: Standing) {
+        if standing == Standing::Doubtful {
+            return;
+        }
+        let mut fleet = self.world.fleet.borrow_mut();
+        fleet.lateness.note(late);
+        if let Some(plug) = self.watched.get(&slot).and_then(|watched| watched.mac).and_then(|mac| fleet.get_mut(mac)) {
+            plug.polls.worst_late = plug.polls.worst_late.max(late);
+        }
+    }
+
+    fn watch(&mut self, address: SocketAddr, mac: Option<Mac>, pace: Pace, met: bool, is_stranger: bool) {
         let slot = Slot(self.next_slot);
         self.next_slot = self.next_slot.wrapping_add(1);
         let client = Some(Client::new(address, mac));
@@ -224,16 +304,24 @@ where
             mac,
             client,
             poll: None,
+            home: (!is_stranger).then_some(address),
             tried: false,
             unanswered_probes: 0,
             hastened: false,
             reported: None,
+            adaptive: Adaptive::default(),
+            observed: Vec::new(),
+            waiters: Vec::new(),
         };
         self.watched.insert(slot, watched);
-        self.schedule.add(slot, interval, proven, self.world.clock.elapsed());
+        self.schedule.add(slot, pace, met, self.world.clock.elapsed());
     }
 
     fn ask(&mut self, slot: Slot) {
+        if let Some(error) = self.displaced(slot) {
+            // A second connection would only disturb the plug that answers there.
+            return self.failed(slot, error);
+        }
         let Some(watched) = self.watched.get_mut(&slot) else { return };
         let mut client = watched.client.take().unwrap_or_else(|| Client::new(watched.address, watched.mac));
         let (clock, transport) = (self.world.clock.clone(), self.world.transport.clone());
@@ -249,6 +337,7 @@ where
     fn handle(&mut self, event: Event<T::Stream>) {
         match event {
             Event::Sighted(sighting) => self.sighted(sighting),
+            Event::Wished(wish) => self.wished(wish),
             Event::Polled { slot, client, took, result } => {
                 let Some(watched) = self.watched.get_mut(&slot) else { return };
                 if watched.poll.is_none() || watched.address != client.address() {
@@ -257,10 +346,12 @@ where
                 watched.poll = None;
                 watched.tried = true;
                 watched.client = Some(client);
+                let waiters = std::mem::take(&mut watched.waiters);
                 match result {
                     Ok(answer) => self.answered(slot, answer, took),
                     Err(error) => self.failed(slot, error),
                 }
+                drop(waiters); // after the reading has its place
             }
         }
     }
@@ -275,33 +366,56 @@ where
             }
             self.forget(twin);
         }
-        let interval = self.settings.interval_of(&answer.facts);
+        let (pace, reason) = self.adapt(slot, &answer);
         let broken_off = answer.broken_off.take();
-        let outcome = if broken_off.is_some() { Outcome::Failed } else { Outcome::Answered };
-        self.schedule.set_interval(slot, interval);
+        let outcome = broken_off.as_ref().map_or(Outcome::Answered, |error| Outcome::Failed(kind(error)));
+        self.schedule.set_pace(slot, pace);
         let misses = self.schedule.finish(slot, outcome, now);
+        let is_there = |id: &DeviceId| {
+            answer.readings.iter().any(|(known, _)| known == id)
+                || answer.implausible.iter().any(|(known, _)| known == id)
+        };
         let Some(watched) = self.watched.get_mut(&slot) else { return };
         watched.mac = Some(mac);
         watched.unanswered_probes = 0;
         watched.hastened = false;
+        let lost: Vec<_> = watched.observed.iter().copied().filter(|id| !is_there(id)).collect();
+        watched.observed.retain(is_there);
+        for (id, _) in &answer.readings {
+            if !watched.observed.contains(id) {
+                watched.observed.push(*id);
+            }
+        }
         let (address, name) = (watched.address, self.settings.name_at(watched.address));
+        let moved_from = watched.home.replace(address).filter(|home| *home != address);
 
         self.world.sink.remember(&answer.facts, address);
+        self.end_observation(&lost, wall);
         for (id, reading) in &answer.readings {
-            self.world.sink.append(*id, *reading);
+            self.world.sink.append(*id, *reading, pace.interval);
         }
         let mut fleet = self.world.fleet.borrow_mut();
         let firmware = fleet.get(mac).map(|plug| plug.facts.firmware.clone());
         let plug = fleet.meet(answer.facts, address, name);
-        plug.interval = interval;
+        plug.interval = pace.interval;
+        plug.reason = reason;
+        for (id, reading) in &answer.readings {
+            plug.note_newest(*id, reading.time, now);
+        }
+        plug.outages.end(wall);
         plug.signal = answer.signal;
         plug.last_seen = Some(wall);
-        plug.last_error = broken_off.as_ref().map(|error| Trouble { time: wall, text: error.to_string() });
+        let silent = answer.silent.first().map(|(id, error)| format!("{id}: {error}"));
+        let trouble = broken_off.as_ref().map(ToString::to_string).or(silent);
+        plug.last_error = trouble.map(|text| Trouble { time: wall, text });
         plug.polls.answered += 1;
         plug.polls.last = took;
         plug.polls.total = plug.polls.total.saturating_add(took);
         plug.polls.refused += u64::try_from(answer.implausible.len()).unwrap_or(0);
         let (before, title) = (plug.presence, plug.title());
+        if let Some(old) = moved_from {
+            log::info!("{title}: moved here from {}", old.ip());
+        }
         plug.presence = Presence::Online;
         match before {
             Presence::Online => {}
@@ -318,11 +432,53 @@ where
         }
         drop(fleet);
         self.report(slot, &title, &answer.implausible, now);
+        if let Some((id, error)) = answer.silent.first() {
+            log::debug!("{title}: {id} does not answer: {error}");
+        }
         match broken_off {
             Some(error) if misses == 1 => log::warn!("{title}: some outlets did not answer: {error}"),
             Some(error) => log::debug!("{title}: some outlets did not answer: {error} (miss {misses})"),
             None => {}
         }
+    }
+
+    /// How often a plug that has just answered is to be asked, and why.
+    fn adapt(&mut self, slot: Slot, answer: &Answer) -> (Pace, Reason) {
+        let pace = self.settings.pace_of(&answer.facts);
+        let watched = self.watched.get_mut(&slot).filter(|_| answer.facts.has_meter);
+        let Some((most, watched)) = self.settings.adaptive.zip(watched) else { return (pace, Reason::Fixed) };
+        for (id, reading) in &answer.readings {
+            watched.adaptive.note(id.outlet.unwrap_or(0), reading.power);
+        }
+        let bounds = Bounds { base: pace.interval, least: pace.least, most };
+        let (interval, reason) = watched.adaptive.decide(bounds);
+        (Pace { interval, ..pace }, reason)
+    }
+
+    /// Tells the sink that these devices are no longer observed. Says from when, the earliest of them.
+    fn end_observation(&self, ids: &[DeviceId], now: UnixMillis) -> Option<UnixMillis> {
+        let ends = ids.iter().filter_map(|id| {
+            let fleet = self.world.fleet.borrow();
+            let plug = fleet.get(id.plug)?;
+            let (_, last, _) = plug.newest.iter().find(|(known, ..)| known == id)?;
+            let interval = i64::try_from(plug.interval.as_millis()).unwrap_or(i64::MAX);
+            // Not before the reading itself, where the wall clock was set back meanwhile.
+            Some((*id, last.plus(interval).min(now.max(*last))))
+        });
+        let ends: Vec<_> = ends.collect();
+        for (id, from) in &ends {
+            self.world.sink.gap(*id, *from);
+        }
+        ends.into_iter().map(|(_, from)| from).min()
+    }
+
+    /// Which other plug answers at this plug's address, if one does.
+    fn displaced(&self, slot: Slot) -> Option<PollError> {
+        let own = self.watched.get(&slot)?;
+        let others = self.watched.iter().filter(|(other, watched)| **other != slot && watched.address == own.address);
+        let answering = others.filter_map(|(_, other)| other.mac).find(|mac| self.answers(*mac))?;
+        let found = self.world.fleet.borrow().get(answering)?.facts.clone();
+        Some(PollError::WrongDevice { expected: own.mac?, found: Box::new(found) })
     }
 
     /// Whether the plug answers where it is.
@@ -342,11 +498,42 @@ where
     }
 
     fn failed(&mut self, slot: Slot, error: PollError) {
-        let misses = self.schedule.finish(slot, Outcome::Failed, self.world.clock.elapsed());
+        let now = self.world.clock.elapsed();
+        let misses = self.schedule.finish(slot, Outcome::Failed(kind(&error)), now);
+        if misses == 1 {
+            self.look_for_lost(now);
+        }
+        let Some(watched) = self.watched.get_mut(&slot) else { return };
+        watched.adaptive.forget();
+        let (mac, lost) = (watched.mac, std::mem::take(&mut watched.observed));
+        let wall = self.world.clock.wall();
+        let from = self.end_observation(&lost, wall);
+        let mut fleet = self.world.fleet.borrow_mut();
+        if let Some(plug) = mac.and_then(|mac| fleet.get_mut(mac))
+            && plug.polls.answered > 0
+        {
+            plug.outages.begin(from.unwrap_or(wall));
+        }
+        drop(fleet);
         self.note_trouble(slot, &error, misses);
-        let Some(watched) = self.watched.get(&slot) else { return };
+        let Some(watched) = self.watched.get_mut(&slot) else { return };
+        let address = watched.address;
+        match watched.home {
+            None if misses >= limits::STRANGER_MISSES => {
+                self.forget(slot);
+                if let Some(mac) = mac {
+                    self.world.fleet.borrow_mut().forget(mac);
+                }
+            }
+            // A datagram had called it here in vain: it is looked for again where it last was.
+            Some(home) if home != address => {
+                watched.address = home;
+                watched.client = Some(Client::new(home, mac));
+            }
+            _ => {}
+        }
         if let PollError::WrongDevice { found, .. } = error {
-            self.sighted(Sighting { address: watched.address, facts: *found });
+            self.sighted(Sighting { address, facts: *found });
         }
     }
 
@@ -372,7 +559,7 @@ where
                 format!("the plug at {}", watched.address.ip())
             }
         };
-        if misses == limits::MISSES_UNTIL_OFFLINE {
+        if misses == limits::MISSES_UNTIL_OFFLINE && watched.home.is_some() {
             log::warn!("{title}: offline: {error}; trying again, less and less often");
         } else {
             log::debug!("{title}: {error} (miss {misses})");
@@ -381,15 +568,22 @@ where
 
     fn sighted(&mut self, Sighting { address, facts }: Sighting) {
         let now = self.world.clock.elapsed();
+        // Without discovery only those are heard that are asked.
+        let is_asked = self.watched.values().any(|watched| watched.address == address);
+        if self.settings.discover_every.is_none() && !is_asked {
+            return;
+        }
         let Some(slot) = self.slot_of(facts.mac) else { return self.discovered(address, facts) };
         let (misses, answers) = (self.schedule.misses(slot), self.answers(facts.mac));
         let Some(watched) = self.watched.get_mut(&slot) else { return };
         let probes = std::mem::take(&mut watched.unanswered_probes);
         if watched.address == address {
-            // News only after silence: a plug that answers datagrams but no connection keeps its back-off.
-            if misses > 0 && (probes > 1 || !watched.hastened) {
-                watched.hastened = true;
-                self.schedule.hasten(slot, now);
+            // News after silence ends the back-off. A plug that answers every datagram but no connection is no news: it
+            // is tried at a bounded pace, so that it is missed neither for minutes nor in a storm.
+            if misses > 0 {
+                let is_news = probes > 1 || !std::mem::replace(&mut watched.hastened, true);
+                let usual = limits::RETRY_SEEN.max(self.settings.interval);
+                self.schedule.hasten(slot, if is_news { Duration::ZERO } else { usual }, now);
             }
             return;
         }
@@ -400,39 +594,50 @@ where
         let old = std::mem::replace(&mut watched.address, address);
         watched.client = Some(Client::new(address, Some(facts.mac)));
         if watched.poll.take().is_some() {
-            self.schedule.finish(slot, Outcome::Failed, now);
+            self.schedule.finish(slot, Outcome::Failed(Failure::WrongDevice), now);
         }
-        self.schedule.hasten(slot, now);
-        let mut fleet = self.world.fleet.borrow_mut();
-        let plug = fleet.meet(facts, address, self.settings.name_at(address));
-        log::info!("{}: moved here from {}", plug.title(), old.ip());
+        self.schedule.hasten(slot, Duration::ZERO, now);
+        let title = self.world.fleet.borrow().get(facts.mac).map(fleet::Plug::title).unwrap_or_default();
+        log::debug!("{title}: heard of at {} instead of {}", address.ip(), old.ip());
     }
 
     fn discovered(&mut self, address: SocketAddr, facts: PlugFacts) {
-        let waiting = self.watched.values_mut().find(|watched| watched.address == address && watched.mac.is_none());
-        if let Some(waiting) = waiting {
+        let waiting = self.watched.iter_mut().find(|(_, watched)| watched.address == address && watched.mac.is_none());
+        if let Some((slot, waiting)) = waiting {
             if waiting.poll.is_none() {
                 waiting.mac = Some(facts.mac);
                 waiting.client = Some(Client::new(address, waiting.mac));
+                self.schedule.meet(*slot);
             }
             return;
         }
-        if self.watched.len() >= limits::PLUGS {
+        let at_address = self.watched.values().filter(|watched| watched.address == address);
+        let (mut here, mut strangers_here) = (0, 0);
+        for watched in at_address {
+            here += 1;
+            strangers_here += usize::from(watched.home.is_none());
+        }
+        let strangers = self.watched.values().filter(|watched| watched.home.is_none()).count();
+        if strangers_here > 0 || here >= limits::PLUGS_AN_ADDRESS {
+            return;
+        }
+        if self.watched.len() >= limits::PLUGS || strangers >= limits::STRANGERS {
             if !std::mem::replace(&mut self.full, true) {
-                let most = limits::PLUGS;
                 log::warn!(
-                    "{} at {} and others are passed over: {most} are watched, no more fit",
+                    "{} at {} and others are passed over: at most {} plugs are watched, {} of them before they have answered",
                     facts.mac,
-                    address.ip()
+                    address.ip(),
+                    limits::PLUGS,
+                    limits::STRANGERS
                 );
             }
             return;
         }
-        let (mac, interval) = (facts.mac, self.settings.interval_of(&facts));
+        let (mac, pace) = (facts.mac, self.settings.pace_of(&facts));
         let mut fleet = self.world.fleet.borrow_mut();
-        fleet.meet(facts, address, self.settings.name_at(address)).interval = interval;
+        fleet.meet(facts, address, self.settings.name_at(address)).interval = pace.interval;
         drop(fleet);
-        self.watch(address, Some(mac), interval, true);
+        self.watch(address, Some(mac), pace, true, true);
     }
 
     fn forget(&mut self, slot: Slot) {
@@ -453,8 +658,20 @@ where
 
     fn note_ready(&mut self, now: Duration) {
         let all_tried = now >= self.settled && self.watched.values().all(|watched| watched.tried);
-        if all_tried || now >= self.ready_at_last() {
+        if !self.world.ready.get() && (all_tried || now >= self.ready_at_last()) {
             self.world.ready.set(true);
+            let fleet = self.world.fleet.borrow();
+            let online = fleet.plugs().filter(|plug| plug.presence == Presence::Online).count();
+            let rest = fleet.plugs().count() - online + fleet.unmet().count();
+            log::info!("ready: {online} plugs answer, {rest} do not");
+        }
+    }
+
+    /// A plug has missed a poll: before it is given up as offline, it is probed, and looked for elsewhere.
+    fn look_for_lost(&mut self, now: Duration) {
+        self.next_probe = self.next_probe.min(self.probed.saturating_add(PROBE_SPACING).max(now));
+        if self.round.0 == limits::DISCOVERY_PROBES {
+            self.round.1 = self.round.1.min(self.searched.saturating_add(SEARCH_GAP).max(now));
         }
     }
 
@@ -462,6 +679,7 @@ where
     async fn search(&mut self, now: Duration) {
         let Some(prober) = self.prober.clone() else { return };
         if now >= self.next_probe {
+            self.probed = now;
             self.next_probe = now.saturating_add(self.settings.interval);
             for (slot, watched) in &mut self.watched {
                 if self.schedule.misses(*slot) > 0 {
@@ -476,6 +694,7 @@ where
             for target in &self.settings.targets {
                 probe(&prober, IpAddr::V4(*target)).await;
             }
+            self.searched = now;
             let missing = self.watched.keys().any(|slot| self.schedule.misses(*slot) > 0);
             let pause = if missing { every.min(SEARCH_EVERY) } else { every };
             self.round = match left.saturating_sub(1) {
@@ -495,6 +714,21 @@ where
     }
 }
 
+/// What kind of failure an error is: how soon it makes sense to try again.
+fn kind(error: &PollError) -> Failure {
+    match error {
+        PollError::Timeout { .. } | PollError::Io(_) => Failure::Timeout,
+        PollError::ConnectionRefused | PollError::Closed => Failure::Refused,
+        PollError::BadLength(_)
+        | PollError::NotJson
+        | PollError::Missing { .. }
+        | PollError::Refused { .. }
+        | PollError::NotAPlug { .. }
+        | PollError::TooManyOutlets => Failure::Garbage,
+        PollError::WrongDevice { .. } => Failure::WrongDevice,
+    }
+}
+
 async fn probe(prober: &Prober, target: IpAddr) {
     if let Err(error) = prober.probe(target).await {
         log::debug!("no probe could be sent to {target}: {error}");
@@ -502,16 +736,25 @@ async fn probe(prober: &Prober, target: IpAddr) {
 }
 
 async fn listen<S>(mut listener: Listener, events: Sender<Event<S>>) {
+    let (mut failing, mut heard) = (false, 0_usize);
     loop {
         match listener.next().await {
             Ok(sighting) => {
+                failing = false;
                 if events.send(Event::Sighted(sighting)).await.is_err() {
                     return;
                 }
+                // A flood is cut to what a second of an honest network can bring; the system drops the rest.
+                heard += 1;
+                if heard % limits::DISCOVERED_HOSTS == 0 {
+                    smol::Timer::after(PROBE_SPACING).await;
+                }
             }
             Err(error) => {
-                log::error!("discovery has stopped: {error}; plugs already known go on");
-                return;
+                if !std::mem::replace(&mut failing, true) {
+                    log::warn!("discovery hears nothing: {error}; tried again every second, plugs already known go on");
+                }
+                smol::Timer::after(PROBE_SPACING).await;
             }
         }
     }

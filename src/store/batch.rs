@@ -1,21 +1,24 @@
-//! The head batch: all readings of one commit as bytes, device after device, delta coded, with a CRC. Pure.
+//! The head batch: all entries of one commit as bytes, device after device, delta coded, with a CRC. Pure.
 //!
 //! ```text
 //! u8 version | i64 first time, ms | u32 span, ms | varint devices
-//! per device:  varint number | varint bytes of what follows | varint readings | readings
-//! per reading: u8 which columns are present, relay | zigzag varints: time, power, voltage, current, counter,
-//!              each as the difference to the device's reading before that had one
+//! per device: varint number | varint bytes of what follows | varint entries | entries
+//! per entry:  u8 what it is and which columns are present | zigzag varint time | varint interval, when it changes
+//!             zigzag varints: power, voltage, current, counter
+//!             each as the difference to the device's entry before that had one
 //! u32 CRC-32 of all before
 //! ```
 //!
-//! Fixed-width numbers are little-endian. A device's readings keep the order in which they arrived. Every length and
+//! Fixed-width numbers are little-endian. A device's entries keep the order in which they arrived. Every length and
 //! count is checked when a batch is read back; a batch that fails its CRC is an error, never a guess.
 
 use std::fmt;
 
-use super::{DeviceNumber, Row};
+use super::bytes::{BadBytes, Input, put_varint};
+use super::chunk::Stored;
+use super::{DeviceNumber, Item};
 use crate::limits;
-use crate::reading::{Reading, Relay};
+use crate::reading::{Entry, Reading, Relay};
 use crate::units::{Milliamps, Millivolts, MilliwattHours, Milliwatts, UnixMillis};
 
 const VERSION: u8 = 1;
@@ -55,14 +58,23 @@ impl fmt::Display for BadBatch {
 
 impl std::error::Error for BadBatch {}
 
+impl From<BadBytes> for BadBatch {
+    fn from(bad: BadBytes) -> Self {
+        match bad {
+            BadBytes::Length => Self::Length,
+            BadBytes::Value => Self::Value,
+        }
+    }
+}
+
 /// The bytes of `rows`, and where they lie in time. `None` for no rows.
 ///
 /// Rows of one device keep their order; devices are written in order of their numbers.
 #[must_use]
-pub fn encode(rows: &[Row]) -> Option<(Vec<u8>, Span)> {
-    let first = rows.iter().map(|row| row.reading.time).min()?;
-    let last = rows.iter().map(|row| row.reading.time).max()?;
-    let mut order: Vec<&Row> = rows.iter().collect();
+pub fn encode(rows: &[Item]) -> Option<(Vec<u8>, Span)> {
+    let first = rows.iter().map(|row| row.time()).min()?;
+    let last = rows.iter().map(|row| row.time()).max()?;
+    let mut order: Vec<&Item> = rows.iter().collect();
     order.sort_by_key(|row| row.device); // stable: arrival order stays within a device
 
     let mut out = Vec::with_capacity(rows.len() * 12 + 32);
@@ -76,7 +88,7 @@ pub fn encode(rows: &[Row]) -> Option<(Vec<u8>, Span)> {
         put_varint(&mut body, count(group.len()));
         let mut previous = Columns { time: first.get(), ..Columns::default() };
         for row in group {
-            previous.put(&mut body, &row.reading);
+            previous.put(&mut body, row);
         }
         if let Some(row) = group.first() {
             put_varint(&mut out, u64::from(row.device.get()));
@@ -88,7 +100,7 @@ pub fn encode(rows: &[Row]) -> Option<(Vec<u8>, Span)> {
     Some((out, Span { first, last }))
 }
 
-fn same_device(a: &&Row, b: &&Row) -> bool {
+fn same_device(a: &&Item, b: &&Item) -> bool {
     a.device == b.device
 }
 
@@ -108,7 +120,7 @@ pub fn span(bytes: &[u8]) -> Result<Span, BadBatch> {
 ///
 /// # Errors
 /// [`BadBatch`] when the bytes are not a whole batch.
-pub fn decode(bytes: &[u8], mut wanted: impl FnMut(DeviceNumber) -> bool) -> Result<Vec<Row>, BadBatch> {
+pub fn decode(bytes: &[u8], mut wanted: impl FnMut(DeviceNumber) -> bool) -> Result<Vec<Item>, BadBatch> {
     let mut input = checked(bytes)?;
     let header = Header::read(&mut input)?;
     let mut rows = Vec::new();
@@ -119,11 +131,11 @@ pub fn decode(bytes: &[u8], mut wanted: impl FnMut(DeviceNumber) -> bool) -> Res
         if !wanted(device) {
             continue;
         }
-        // A reading takes at least three bytes, so the count cannot make us take more memory than a batch may have.
-        let readings = usize::try_from(body.varint()?).ok().filter(|n| n.saturating_mul(3) <= length);
+        // An entry takes at least two bytes, so the count cannot make us take more memory than a batch may have.
+        let readings = usize::try_from(body.varint()?).ok().filter(|n| n.saturating_mul(2) <= length);
         let mut previous = Columns { time: header.span.first.get(), ..Columns::default() };
         for _ in 0..readings.ok_or(BadBatch::Length)? {
-            rows.push(Row { device, reading: previous.take(&mut body)? });
+            rows.push(previous.take(&mut body, device)?);
         }
         body.end()?;
     }
@@ -157,10 +169,11 @@ impl Header {
     }
 }
 
-/// The last value of each column; what the next reading's differences are taken from.
+/// The last value of each column; what the next entry's differences are taken from.
 #[derive(Default)]
 struct Columns {
     time: i64,
+    interval_ms: u32,
     power: i64,
     voltage: i64,
     current: i64,
@@ -172,23 +185,35 @@ const HAS_CURRENT: u8 = 2;
 const HAS_COUNTER: u8 = 4;
 const RELAY_OFF: u8 = 8;
 const RELAY_ON: u8 = 16;
-const KNOWN: u8 = HAS_VOLTAGE | HAS_CURRENT | HAS_COUNTER | RELAY_OFF | RELAY_ON;
+const IS_GAP: u8 = 32;
+const NEW_INTERVAL: u8 = 64;
+const IS_LATE: u8 = 128;
 
 impl Columns {
-    fn put(&mut self, out: &mut Vec<u8>, reading: &Reading) {
-        let relay = match reading.relay {
-            None => 0,
-            Some(Relay::Off) => RELAY_OFF,
-            Some(Relay::On) => RELAY_ON,
-        };
+    fn put(&mut self, out: &mut Vec<u8>, item: &Item) {
+        let Stored { entry, interval_ms } = item.stored;
         let bit = |present: bool, bit: u8| if present { bit } else { 0 };
-        out.push(
-            relay
-                | bit(reading.voltage.is_some(), HAS_VOLTAGE)
-                | bit(reading.current.is_some(), HAS_CURRENT)
-                | bit(reading.counter.is_some(), HAS_COUNTER),
-        );
-        put_difference(out, &mut self.time, reading.time.get());
+        let what = match &entry {
+            Entry::Gap { .. } => IS_GAP,
+            Entry::Reading(reading) => {
+                let relay = match reading.relay {
+                    None => 0,
+                    Some(Relay::Off) => RELAY_OFF,
+                    Some(Relay::On) => RELAY_ON,
+                };
+                relay
+                    | bit(reading.voltage.is_some(), HAS_VOLTAGE)
+                    | bit(reading.current.is_some(), HAS_CURRENT)
+                    | bit(reading.counter.is_some(), HAS_COUNTER)
+            }
+        };
+        out.push(what | bit(interval_ms != self.interval_ms, NEW_INTERVAL) | bit(item.late, IS_LATE));
+        put_difference(out, &mut self.time, entry.time().get());
+        if interval_ms != self.interval_ms {
+            self.interval_ms = interval_ms;
+            put_varint(out, interval_ms.into());
+        }
+        let Entry::Reading(reading) = entry else { return };
         put_difference(out, &mut self.power, reading.power.get().into());
         if let Some(voltage) = reading.voltage {
             put_difference(out, &mut self.voltage, voltage.get().into());
@@ -202,12 +227,24 @@ impl Columns {
         }
     }
 
-    fn take(&mut self, input: &mut Input<'_>) -> Result<Reading, BadBatch> {
+    fn take(&mut self, input: &mut Input<'_>, device: DeviceNumber) -> Result<Item, BadBatch> {
         let [bits] = input.array()?;
-        if bits & !KNOWN != 0 {
-            return Err(BadBatch::Value);
+        let time = UnixMillis::new(take_difference(input, &mut self.time)?);
+        if bits & NEW_INTERVAL != 0 {
+            self.interval_ms = u32::try_from(input.varint()?).map_err(|_| BadBatch::Value)?;
         }
-        let time = take_difference(input, &mut self.time)?;
+        let entry = if bits & IS_GAP != 0 {
+            if bits & (HAS_VOLTAGE | HAS_CURRENT | HAS_COUNTER | RELAY_OFF | RELAY_ON) != 0 {
+                return Err(BadBatch::Value);
+            }
+            Entry::Gap { time }
+        } else {
+            Entry::Reading(self.take_reading(input, bits, time)?)
+        };
+        Ok(Item { device, stored: Stored { entry, interval_ms: self.interval_ms }, late: bits & IS_LATE != 0 })
+    }
+
+    fn take_reading(&mut self, input: &mut Input<'_>, bits: u8, time: UnixMillis) -> Result<Reading, BadBatch> {
         let power = Milliwatts::new(take_difference(input, &mut self.power)?).map_err(|_| BadBatch::Value)?;
         let mut column = |bit: u8, last: &mut i64| {
             if bits & bit == 0 { Ok(None) } else { take_difference(input, last).map(Some) }
@@ -216,7 +253,7 @@ impl Columns {
         let current = column(HAS_CURRENT, &mut self.current)?.map(Milliamps::new).transpose();
         let counter = column(HAS_COUNTER, &mut self.counter)?.map(MilliwattHours::new).transpose();
         Ok(Reading {
-            time: UnixMillis::new(time),
+            time,
             power,
             voltage: voltage.map_err(|_| BadBatch::Value)?,
             current: current.map_err(|_| BadBatch::Value)?,
@@ -244,62 +281,13 @@ fn take_difference(input: &mut Input<'_>, last: &mut i64) -> Result<i64, BadBatc
     Ok(*last)
 }
 
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    loop {
-        let [low, ..] = value.to_le_bytes();
-        value >>= 7;
-        if value == 0 {
-            out.push(low & 0x7f);
-            return;
-        }
-        out.push(low | 0x80);
-    }
-}
-
-/// Bytes not yet read.
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], BadBatch> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(BadBatch::Length)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], BadBatch> {
-        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(BadBatch::Length)?;
-        self.0 = rest;
-        Ok(*taken)
-    }
-
-    fn varint(&mut self) -> Result<u64, BadBatch> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let [byte] = self.array()?;
-            let low = u64::from(byte & 0x7f);
-            if low << shift >> shift != low {
-                return Err(BadBatch::Value);
-            }
-            value |= low << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(BadBatch::Value)
-    }
-
-    fn end(&self) -> Result<(), BadBatch> {
-        if self.0.is_empty() { Ok(()) } else { Err(BadBatch::Length) }
-    }
-}
-
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// Any reading that a plug can bring.
-    pub fn any_reading() -> impl Strategy<Value = Reading> {
+    fn any_reading() -> impl Strategy<Value = Reading> {
         let relay = prop_oneof![Just(None), Just(Some(Relay::Off)), Just(Some(Relay::On))];
         (
             0..4_000_000_000_000_i64,
@@ -319,9 +307,18 @@ pub mod tests {
             })
     }
 
-    fn any_rows() -> impl Strategy<Value = Vec<Row>> {
-        let row = (0..6_u32, any_reading());
-        proptest::collection::vec(row.prop_map(|(n, reading)| Row { device: DeviceNumber::new(n), reading }), 1..60)
+    fn any_rows() -> impl Strategy<Value = Vec<Item>> {
+        let entry = prop_oneof![
+            9 => any_reading().prop_map(Entry::Reading),
+            1 => (0..4_000_000_000_000_i64).prop_map(|time| Entry::Gap { time: UnixMillis::new(time) }),
+        ];
+        let item = (0..6_u32, entry, prop_oneof![Just(10_000), any::<u32>()], any::<bool>());
+        let item = item.prop_map(|(n, entry, interval_ms, late)| Item {
+            device: DeviceNumber::new(n),
+            stored: Stored { entry, interval_ms },
+            late,
+        });
+        proptest::collection::vec(item, 1..60)
     }
 
     proptest! {
@@ -361,9 +358,9 @@ pub mod tests {
             counter: Some(MilliwattHours::new(8_123_000).unwrap()),
             relay: Some(Relay::On),
         };
-        let row = |n: i64| Row {
-            device: DeviceNumber::new(1),
-            reading: Reading { time: reading.time.plus(n * 10_000), ..reading },
+        let row = |n: i64| {
+            let entry = Entry::Reading(Reading { time: reading.time.plus(n * 10_000), ..reading });
+            Item { device: DeviceNumber::new(1), stored: Stored { entry, interval_ms: 10_000 }, late: false }
         };
         let bytes = |n: i64| encode(&(0..n).map(row).collect::<Vec<_>>()).unwrap().0.len();
         assert_eq!((bytes(100) - bytes(10)) / 90, 8); // flags, three bytes of time, a zero for each other column

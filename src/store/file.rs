@@ -5,116 +5,277 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `meta` | name | `format`: u16; `store_id`: 16 bytes |
-//! | `device` | device number | postcard [`Record`] after a version byte |
+//! | `device` | device number | version byte, postcard [`Record`] |
 //! | `device_id` | public id, `9c5322aabbcc.0` | device number |
-//! | `head` | batch sequence | one [`batch`] |
+//! | `head` | batch sequence | one [`batch`]; the newest always stays, for its number |
+//! | `tail` | device number | version byte, i64 time up to which entries are sealed, postcard [`Tail`] |
+//! | `sealed` | device number, time of the first entry | one [`chunk`] |
+//! | `late` | device number, time | a reading that came out of order and after its time was sealed: a batch of one |
+//! | `rollup` | tier, device number, period | the buckets of one UTC day or week as one blob |
 //!
 //! After an error redb's handle answers nothing more, so it is dropped, and the next call opens the file anew.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+    WriteTransaction,
+};
+use serde::{Deserialize, Serialize};
 
+use super::backup::{self, BackupError};
 use super::batch::{self, BadBatch, Span};
-use super::{BatchNumber, Device, DeviceNumber, Record, Row, StoreError};
+use super::chunk::{self, Columns, Stored};
+use super::compact::{self, Compacted, Compaction, Expiry};
+use super::journal::StoreId;
+use super::{BatchNumber, Device, DeviceNumber, Item, Order, Page, Record, Scan, StoreError, Tier, scan};
 use crate::limits;
+use crate::reading::{Entry, Reading};
+use crate::rollup::{Bucket, Fold};
+use crate::units::UnixMillis;
 
-const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-const DEVICE: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("device");
-const DEVICE_ID: TableDefinition<'_, &str, u32> = TableDefinition::new("device_id");
-const HEAD: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("head");
+pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+pub(super) const DEVICE: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("device");
+pub(super) const DEVICE_ID: TableDefinition<'_, &str, u32> = TableDefinition::new("device_id");
+pub(super) const HEAD: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("head");
+pub(super) const TAIL: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("tail");
+pub(super) const SEALED: TableDefinition<'_, (u32, i64), &[u8]> = TableDefinition::new("sealed");
+pub(super) const LATE: TableDefinition<'_, (u32, i64), &[u8]> = TableDefinition::new("late");
+pub(super) const ROLLUP: TableDefinition<'_, (u8, u32, i32), &[u8]> = TableDefinition::new("rollup");
 
 /// The format this program writes. A file with a higher one is refused.
 pub const FORMAT: u16 = 1;
 const RECORD_VERSION: u8 = 1;
+const TAIL_VERSION: u8 = 1;
+
+/// Head batches by the time of their first entry and their number, with the time of their last entry.
+pub type Batches = BTreeMap<(UnixMillis, BatchNumber), UnixMillis>;
 
 /// How the file is opened: a path in life, a disk that fails or forgets in tests.
 pub type Disk = Box<dyn Fn(&mut Builder) -> Result<Database, DatabaseError> + Send + Sync>;
 
+/// Where a device's sealed entries end, and what was known of its energy there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tail {
+    /// The time of the last sealed entry. None before the first chunk.
+    pub sealed_to: Option<UnixMillis>,
+    /// What of it stands in the file beside the time.
+    pub state: TailState,
+}
+
+/// The larger part of a [`Tail`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TailState {
+    /// Energy and the unfinished bucket, as of the last sealed entry.
+    pub fold: Fold,
+    /// Readings sealed so far.
+    pub readings: u64,
+    /// Entries in the last chunk: the next one will take about as many.
+    pub chunk_entries: u32,
+}
+
+impl Tail {
+    fn read(device: DeviceNumber, bytes: &[u8]) -> Result<Self, StoreError> {
+        let parts = bytes.split_first().filter(|(version, _)| **version == TAIL_VERSION);
+        let parts = parts.and_then(|(_, rest)| rest.split_first_chunk::<8>());
+        let (time, state) = parts.ok_or(StoreError::BadRecord { device })?;
+        let state = postcard::from_bytes(state).map_err(|_| StoreError::BadRecord { device })?;
+        Ok(Self { sealed_to: Some(UnixMillis::new(i64::from_le_bytes(*time))), state })
+    }
+
+    /// The bytes for the `tail` table. None before the first chunk.
+    pub(super) fn bytes(&self, device: DeviceNumber) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(sealed_to) = self.sealed_to else { return Ok(None) };
+        let mut bytes = vec![TAIL_VERSION];
+        bytes.extend(sealed_to.get().to_le_bytes());
+        postcard::to_extend(&self.state, bytes).map(Some).map_err(|_| StoreError::BadRecord { device })
+    }
+}
+
+/// A device's tail; the default for one that has nothing sealed.
+pub(super) fn tail(table: &impl ReadableTable<u32, &'static [u8]>, device: DeviceNumber) -> Result<Tail, StoreError> {
+    let bytes = table.get(device.get())?;
+    bytes.map_or(Ok(Tail::default()), |bytes| Tail::read(device, bytes.value()))
+}
+
 /// The open file, or the way to open it again.
 pub struct File {
     disk: Disk,
-    open: Mutex<Option<Arc<Database>>>,
+    open: Mutex<Handle>,
+}
+
+enum Handle {
+    Closed,
+    Open(Arc<Database>),
+    /// Given up after an error; whoever still reads with it must end first.
+    Failed(Weak<Database>),
+}
+
+/// What is sealed of a device when the file is opened.
+pub struct Known {
+    /// The device.
+    pub device: Device,
+    /// Where its sealed entries end.
+    pub tail: Tail,
+    /// The newest reading of its last chunk.
+    pub newest: Option<Reading>,
+    /// The last entry of its last chunk.
+    pub last: Option<Stored>,
 }
 
 /// What a file holds when it is opened.
 #[derive(Default)]
 pub struct Contents {
+    /// The store's identity.
+    pub store_id: StoreId,
     /// Every device, in order of number.
-    pub devices: Vec<Device>,
-    /// Every head batch with its place in time, in order of sequence.
-    pub batches: Vec<(BatchNumber, Span)>,
-    /// The newest row of each device that has any.
-    pub newest: Vec<Row>,
-    /// Readings in the head.
-    pub readings: u64,
+    pub devices: Vec<Known>,
+    /// Every head batch.
+    pub batches: Batches,
+    /// The number after the highest in the head.
+    pub next_batch: BatchNumber,
     /// Head batches that could not be read, and why. They stay where they are.
     pub damaged: Vec<(BatchNumber, BadBatch)>,
 }
 
+/// What a commit writes.
+pub struct Commit {
+    /// The new batch and its number. One that is already there is left as it is.
+    pub batch: Option<(BatchNumber, Arc<Vec<Item>>)>,
+    /// Devices whose record is new.
+    pub devices: Vec<Device>,
+    /// What to seal, roll up and delete in the same transaction.
+    pub compaction: Compaction,
+}
+
+/// What a commit did.
+pub struct Committed {
+    /// Where the new batch lies in time.
+    pub span: Option<Span>,
+    /// What was sealed, rolled up and deleted.
+    pub compacted: Compacted,
+}
+
 impl File {
-    /// Opens the file, or makes a new one, and reads what it holds.
+    /// Opens the file, or makes a new one, and reads what it holds. `visit` is given every entry of the head that is not
+    /// sealed, in order of arrival.
     ///
     /// # Errors
     /// [`StoreError`] when it is in use, newer than this program, no store, or cannot be read.
-    pub fn open(disk: Disk) -> Result<(Self, Contents), StoreError> {
-        let file = Self { disk, open: Mutex::new(None) };
-        let database = file.database()?;
-        let contents = read_contents(&database)?;
+    pub fn open(disk: Disk, visit: impl FnMut(&mut Contents, Item)) -> Result<(Self, Contents), StoreError> {
+        let file = Self { disk, open: Mutex::new(Handle::Closed) };
+        let contents = file.with(|database| read_contents(database, visit))?;
         Ok((file, contents))
     }
 
-    /// Writes one batch and what is new about devices, durably. A batch that is already there is left as it is, so that
-    /// a commit whose outcome is unknown can be repeated.
+    /// Writes what is new, durably, and does what the compaction says in the same transaction. It can be repeated: what
+    /// is there already stays as it is.
     ///
     /// # Errors
     /// [`StoreError`]; the handle is then dropped, and the next call opens the file again.
-    pub fn commit(&self, batch: Option<(BatchNumber, &[u8])>, devices: &[Device]) -> Result<(), StoreError> {
-        let database = self.database()?;
-        let done = write_commit(&database, batch, devices);
-        self.forget_after_error(done)
+    pub fn commit(&self, commit: &Commit) -> Result<Committed, StoreError> {
+        self.with(|database| {
+            let mut write = database.begin_write()?;
+            write.set_quick_repair(is_large(database)?);
+            let done = write_commit(&write, commit)?;
+            write.commit()?;
+            Ok(done)
+        })
     }
 
-    /// The rows of `wanted` devices in `batches`, batch after batch. A batch that is damaged is left out and named.
+    /// One page of a scan: sealed entries, late ones, the head `batches`, and `memory`, what no commit covers yet.
     ///
     /// # Errors
     /// [`StoreError`] when the file cannot be read.
-    pub fn read(&self, batches: &[BatchNumber], wanted: &[DeviceNumber]) -> Result<Vec<Row>, StoreError> {
+    pub fn scan(&self, scan: &Scan, batches: &Batches, memory: Vec<Item>) -> Result<Page, StoreError> {
+        self.with(|database| scan::page(&database.begin_read()?, scan, batches, memory))
+    }
+
+    /// The buckets of a device that begin in `[from, to)`: of `tier` as far as they are sealed, then quarter hours, `live`
+    /// among them.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the file cannot be read.
+    pub fn buckets(
+        &self,
+        device: DeviceNumber,
+        tier: Tier,
+        from: UnixMillis,
+        to: UnixMillis,
+        live: Vec<Bucket>,
+    ) -> Result<Vec<Bucket>, StoreError> {
+        self.with(|database| compact::buckets(&database.begin_read()?, device, tier, from, to, live))
+    }
+
+    /// Where in `[from, to)` the stored buckets of `devices` begin when read in `order`, to the day or week of their blob.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the file cannot be read.
+    pub fn first_bucket(
+        &self,
+        devices: &[DeviceNumber],
+        order: Order,
+        from: UnixMillis,
+        to: UnixMillis,
+    ) -> Result<Option<UnixMillis>, StoreError> {
+        self.with(|database| compact::first_bucket(&database.begin_read()?, devices, order, from, to))
+    }
+
+    /// Writes everything that is committed now to `out`, see [`backup`].
+    ///
+    /// # Errors
+    /// [`BackupError`]; what was written then has no end.
+    pub fn back_up(&self, out: impl Write) -> Result<backup::Summary, BackupError> {
         let database = self.database()?;
-        let read = || {
-            let head = database.begin_read()?.open_table(HEAD)?;
-            let mut rows = Vec::new();
-            for number in batches {
-                let Some(bytes) = head.get(number.get())? else { continue };
-                match batch::decode(bytes.value(), |device| wanted.contains(&device)) {
-                    Ok(found) => rows.extend(found),
-                    Err(why) => log::error!("{}", StoreError::Damaged { batch: *number, why }),
-                }
-            }
-            Ok(rows)
-        };
-        let done = read();
-        self.forget_after_error(done)
+        backup::write(&database, out)
     }
 
     fn database(&self) -> Result<Arc<Database>, StoreError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(database) = &*open {
+        if let Handle::Open(database) = &*open {
             return Ok(database.clone());
+        }
+        if let Handle::Failed(old) = &*open
+            && old.strong_count() > 0
+        {
+            return Err(StoreError::Reopening);
         }
         let database = (self.disk)(Builder::new().set_cache_size(limits::STORE_CACHE)).map_err(StoreError::opening)?;
         prepare(&database)?;
         let database = Arc::new(database);
-        *open = Some(database.clone());
+        *open = Handle::Open(database.clone());
         Ok(database)
     }
 
-    fn forget_after_error<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+    /// Does `work` with the open file. After an error, and after a panic inside redb, which some damaged pages cause, the
+    /// handle is given up.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        // Nothing of ours is left half done by a panic: the transaction is gone, and so is the handle after it.
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            let database = self.database()?;
+            work(&database)
+        }));
+        let done = caught.unwrap_or(Err(StoreError::Broken));
         if done.is_err() {
-            *self.open.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Handle::Open(database) = &*open {
+                let failed = Handle::Failed(Arc::downgrade(database));
+                let given_up = std::mem::replace(&mut *open, failed);
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(given_up))); // it may be as broken as its file
+            }
         }
         done
     }
+}
+
+/// Whether reading the whole file after a power cut would take too long. Pages that are free do not count: a repair does not
+/// read them.
+fn is_large(database: &Database) -> Result<bool, StoreError> {
+    let chunks = database.begin_read()?.open_table(SEALED)?.len()?;
+    Ok(chunks > Expiry::chunks_in(limits::QUICK_REPAIR))
 }
 
 /// Makes the tables of a new file, and refuses a file of a newer format.
@@ -134,48 +295,75 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         let mut meta = write.open_table(META)?;
         meta.insert("format", FORMAT.to_le_bytes().as_slice())?;
         meta.insert("store_id", fastrand::u128(..).to_le_bytes().as_slice())?;
-        write.open_table(DEVICE)?;
-        write.open_table(DEVICE_ID)?;
-        write.open_table(HEAD)?;
     }
+    make_tables(&write)?;
     write.commit()?;
     Ok(())
 }
 
-fn read_contents(database: &Database) -> Result<Contents, StoreError> {
+/// Makes every table that is not there.
+pub(super) fn make_tables(write: &WriteTransaction) -> Result<(), StoreError> {
+    write.open_table(META)?;
+    write.open_table(DEVICE)?;
+    write.open_table(DEVICE_ID)?;
+    write.open_table(HEAD)?;
+    write.open_table(TAIL)?;
+    write.open_table(SEALED)?;
+    write.open_table(LATE)?;
+    write.open_table(ROLLUP)?;
+    Ok(())
+}
+
+fn read_contents(database: &Database, mut visit: impl FnMut(&mut Contents, Item)) -> Result<Contents, StoreError> {
     let read = database.begin_read()?;
     let mut contents = Contents::default();
+    let id = read.open_table(META)?.get("store_id")?.map(|id| id.value().try_into());
+    contents.store_id = id.and_then(Result::ok).ok_or(StoreError::NotAStore)?;
+    let (tails, sealed) = (read.open_table(TAIL)?, read.open_table(SEALED)?);
     for entry in read.open_table(DEVICE)?.iter()? {
         let (number, bytes) = entry?;
         let number = DeviceNumber::new(number.value());
-        contents.devices.push(Device { number, record: read_record(number, bytes.value())? });
+        let device = Device { number, record: read_record(number, bytes.value())? };
+        let (newest, last) = newest_sealed(&sealed, number)?;
+        contents.devices.push(Known { device, tail: tail(&tails, number)?, newest, last });
     }
-    let mut newest: Vec<Option<Row>> = vec![None; contents.devices.len()];
     let head = read.open_table(HEAD)?;
-    contents.batches.reserve(usize::try_from(head.len()?).unwrap_or(0));
     for entry in head.iter()? {
         let (number, bytes) = entry?;
         let number = BatchNumber::new(number.value());
+        contents.next_batch = BatchNumber::new(number.get().saturating_add(1));
         let whole = batch::span(bytes.value()).and_then(|span| Ok((span, batch::decode(bytes.value(), |_| true)?)));
         match whole {
             Err(bad) => contents.damaged.push((number, bad)),
-            Ok((span, rows)) => {
-                contents.batches.push((number, span));
-                contents.readings += u64::try_from(rows.len()).unwrap_or(0);
-                for row in rows {
-                    let kept = usize::try_from(row.device.get()).ok().and_then(|n| newest.get_mut(n));
-                    if let Some(kept) = kept.filter(|kept| kept.is_none_or(|k| k.reading.time <= row.reading.time)) {
-                        *kept = Some(row);
-                    }
+            Ok((span, items)) => {
+                contents.batches.insert((span.first, number), span.last);
+                for item in items {
+                    visit(&mut contents, item);
                 }
             }
         }
     }
-    contents.newest = newest.into_iter().flatten().collect();
     Ok(contents)
 }
 
-fn read_record(number: DeviceNumber, bytes: &[u8]) -> Result<Record, StoreError> {
+/// The newest reading and the last entry in a device's last chunk; a damaged chunk has none.
+fn newest_sealed(
+    sealed: &impl ReadableTable<(u32, i64), &'static [u8]>,
+    device: DeviceNumber,
+) -> Result<(Option<Reading>, Option<Stored>), StoreError> {
+    let Some(last) = sealed.range((device.get(), i64::MIN)..=(device.get(), i64::MAX))?.next_back() else {
+        return Ok((None, None));
+    };
+    let (_, bytes) = last?;
+    let entries = chunk::decode(bytes.value(), Columns::ALL).unwrap_or_default();
+    let newest = entries.iter().rev().find_map(|stored| match stored.entry {
+        Entry::Reading(reading) => Some(reading),
+        Entry::Gap { .. } => None,
+    });
+    Ok((newest, entries.last().copied()))
+}
+
+pub(super) fn read_record(number: DeviceNumber, bytes: &[u8]) -> Result<Record, StoreError> {
     match bytes.split_first() {
         Some((&RECORD_VERSION, record)) => postcard::from_bytes(record).ok(),
         _ => None,
@@ -183,29 +371,84 @@ fn read_record(number: DeviceNumber, bytes: &[u8]) -> Result<Record, StoreError>
     .ok_or(StoreError::BadRecord { device: number })
 }
 
-fn write_commit(
-    database: &Database,
-    batch: Option<(BatchNumber, &[u8])>,
-    devices: &[Device],
-) -> Result<(), StoreError> {
-    let write = database.begin_write()?;
+fn write_commit(write: &WriteTransaction, commit: &Commit) -> Result<Committed, StoreError> {
+    let mut span = None;
+    if let Some((number, items)) = &commit.batch
+        && let Some((bytes, lies)) = batch::encode(items)
     {
-        if let Some((number, bytes)) = batch {
-            let mut head = write.open_table(HEAD)?;
-            if head.get(number.get())?.is_none() {
-                head.insert(number.get(), bytes)?;
-            }
+        let mut head = write.open_table(HEAD)?;
+        if head.get(number.get())?.is_none() {
+            head.insert(number.get(), bytes.as_slice())?;
         }
-        if !devices.is_empty() {
-            let (mut table, mut ids) = (write.open_table(DEVICE)?, write.open_table(DEVICE_ID)?);
-            for device in devices {
-                let bytes = postcard::to_extend(&device.record, vec![RECORD_VERSION])
-                    .map_err(|_| StoreError::BadRecord { device: device.number })?;
-                table.insert(device.number.get(), bytes.as_slice())?;
-                ids.insert(device.record.id.to_string().as_str(), device.number.get())?;
-            }
+        span = Some(lies);
+    }
+    if !commit.devices.is_empty() {
+        let (mut table, mut ids) = (write.open_table(DEVICE)?, write.open_table(DEVICE_ID)?);
+        for device in &commit.devices {
+            let bytes = postcard::to_extend(&device.record, vec![RECORD_VERSION])
+                .map_err(|_| StoreError::BadRecord { device: device.number })?;
+            table.insert(device.number.get(), bytes.as_slice())?;
+            ids.insert(device.record.id.to_string().as_str(), device.number.get())?;
         }
     }
-    write.commit()?;
-    Ok(())
+    let fresh = commit.batch.as_ref().map(|(_, items)| items.as_slice()).unwrap_or_default();
+    let compacted = compact::run(write, &commit.compaction, fresh)?;
+    Ok(Committed { span, compacted })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::reading::{DeviceId, Mac};
+
+    /// Opens a file; the flag says whether redb had to read all of it to repair it.
+    fn watched(path: PathBuf) -> (Disk, Arc<AtomicBool>) {
+        let repaired = Arc::new(AtomicBool::new(false));
+        let seen = repaired.clone();
+        let disk: Disk = Box::new(move |builder| {
+            let seen = seen.clone();
+            builder.set_repair_callback(move |_| seen.store(true, Ordering::Relaxed));
+            builder.create(&path)
+        });
+        (disk, repaired)
+    }
+
+    fn commit_a_device(file: &File) {
+        let record = Record { id: DeviceId::plug(Mac::new([1; 6])), first_seen: UnixMillis::new(1), plug: None };
+        let device = Device { number: DeviceNumber::new(0), record };
+        file.commit(&Commit { batch: None, devices: vec![device], compaction: Compaction::default() }).unwrap();
+    }
+
+    /// Whether the file as it is now would be read whole if the power went.
+    fn needs_repair(dir: &Path, live: &Path) -> bool {
+        let image = dir.join("image");
+        fs::copy(live, &image).unwrap();
+        let (disk, repaired) = watched(image);
+        File::open(disk, |_, _| {}).unwrap();
+        repaired.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_large_file_is_not_read_whole_after_a_power_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = dir.path().join("live");
+        let (file, _) = File::open(watched(live.clone()).0, |_, _| {}).unwrap();
+        commit_a_device(&file);
+        assert!(needs_repair(dir.path(), &live), "a small file saves the writing");
+        let write = file.database().unwrap().begin_write().unwrap();
+        {
+            let mut sealed = write.open_table(SEALED).unwrap();
+            let chunk = [0; chunk::MAX_BYTES];
+            for n in 0..=i64::try_from(Expiry::chunks_in(limits::QUICK_REPAIR)).unwrap() {
+                sealed.insert((1, n), chunk.as_slice()).unwrap();
+            }
+        }
+        write.commit().unwrap();
+        commit_a_device(&file);
+        assert!(!needs_repair(dir.path(), &live));
+    }
 }

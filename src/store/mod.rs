@@ -7,25 +7,45 @@
 //! The executor's side is [`Store`]. Writing and reading the file happens on two threads ([`worker`]), so that a slow
 //! card delays neither a poll nor a request. Does not know what a plug is, nor HTTP.
 
+pub mod backup;
 pub mod batch;
+pub mod bytes;
+pub mod check;
+pub mod chunk;
+mod compact;
 pub mod file;
+pub mod hold;
+pub mod journal;
+mod live;
+mod scan;
 pub mod worker;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use smol::channel::{Receiver, Sender, bounded};
+use smol::lock::Mutex;
 
 use crate::limits;
-use crate::reading::{DeviceId, PlugFacts, Reading};
-use crate::units::UnixMillis;
+use crate::reading::{DeviceId, Entry, PlugFacts, Reading};
+use crate::rollup::Bucket;
+use crate::rollup::codec::BadBlob;
+use crate::units::{MilliwattHours, UnixMillis};
 use batch::BadBatch;
-use file::{Disk, File};
+use chunk::{BadChunk, Columns, Stored};
+pub use compact::Expiry;
+use compact::{Compacted, Compaction};
+use file::{Batches, Commit, Disk, File};
+use journal::{Journal, StoreId};
+use live::Live;
 use worker::Worker;
 
 /// A device's number in this store: small, dense from 0, never used again.
@@ -114,6 +134,34 @@ impl Row {
     }
 }
 
+/// One entry of a device's stream, as the head keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Whose.
+    pub device: DeviceNumber,
+    /// What, and the polling interval in force.
+    pub stored: Stored,
+    /// Whether an entry with a later time had come before it: the wall clock was set back.
+    pub late: bool,
+}
+
+impl Item {
+    /// When.
+    #[must_use]
+    pub const fn time(&self) -> UnixMillis {
+        self.stored.entry.time()
+    }
+
+    /// As a row, when it is a reading.
+    #[must_use]
+    pub const fn row(&self) -> Option<Row> {
+        match self.stored.entry {
+            Entry::Reading(reading) => Some(Row { device: self.device, reading }),
+            Entry::Gap { .. } => None,
+        }
+    }
+}
+
 /// A row's place: rows are ordered by time, and by device number at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
@@ -147,9 +195,21 @@ pub struct Scan {
     pub after: Option<Position>,
     /// The most rows to return, at most [`limits::PAGE_ROWS`].
     pub limit: usize,
+    /// The columns wanted; others may be absent. Fewer are read faster.
+    pub columns: Columns,
 }
 
 impl Scan {
+    /// The earliest and the latest time that rows of this page can have. Empty when the second is before the first.
+    fn bounds(&self) -> (UnixMillis, UnixMillis) {
+        let (from, to) = (self.from, self.to.plus(-1));
+        match (self.order, self.after) {
+            (Order::Ascending, Some(after)) => (from.max(after.time), to),
+            (Order::Descending, Some(after)) => (from, to.min(after.time)),
+            (_, None) => (from, to),
+        }
+    }
+
     fn covers(&self, row: &Row) -> bool {
         let beyond = |after: Position| match self.order {
             Order::Ascending => row.position() > after,
@@ -170,6 +230,50 @@ pub struct Page {
     pub more: bool,
 }
 
+/// The length of stored buckets. Both are aligned to UTC; civil periods are sums of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// 15 minutes, one blob per UTC day.
+    QuarterHour,
+    /// An hour, one blob per week: sums of quarter hours, for long ranges.
+    Hour,
+}
+
+const DAY_MS: i64 = 86_400_000;
+
+impl Tier {
+    const fn code(self) -> u8 {
+        match self {
+            Self::QuarterHour => 0,
+            Self::Hour => 1,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::QuarterHour => "quarter hours",
+            Self::Hour => "hours",
+        }
+    }
+
+    const fn period_ms(self) -> i64 {
+        match self {
+            Self::QuarterHour => DAY_MS,
+            Self::Hour => 7 * DAY_MS,
+        }
+    }
+
+    /// The blob that a bucket beginning at `time` belongs to.
+    fn period(self, time: UnixMillis) -> i32 {
+        i32::try_from(time.get().div_euclid(self.period_ms())).unwrap_or(i32::MAX)
+    }
+
+    /// When a blob's period begins.
+    fn base(self, period: i32) -> UnixMillis {
+        UnixMillis::new(i64::from(period).saturating_mul(self.period_ms()))
+    }
+}
+
 /// Figures of a store, for people and for tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -181,6 +285,49 @@ pub struct Figures {
     pub pending: usize,
     /// Readings dropped since the start because the disk took none for too long.
     pub dropped: u64,
+    /// Chunks sealed since the start.
+    pub chunks: u64,
+    /// Head batches not yet compacted.
+    pub head_batches: usize,
+}
+
+/// Why stored bytes cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// A head batch.
+    Batch(BadBatch),
+    /// A sealed chunk.
+    Chunk(BadChunk),
+    /// Rolled-up buckets.
+    Blob(BadBlob),
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Batch(why) => why.fmt(f),
+            Self::Chunk(why) => why.fmt(f),
+            Self::Blob(why) => why.fmt(f),
+        }
+    }
+}
+
+impl From<BadBatch> for Damage {
+    fn from(why: BadBatch) -> Self {
+        Self::Batch(why)
+    }
+}
+
+impl From<BadChunk> for Damage {
+    fn from(why: BadChunk) -> Self {
+        Self::Chunk(why)
+    }
+}
+
+impl From<BadBlob> for Damage {
+    fn from(why: BadBlob) -> Self {
+        Self::Blob(why)
+    }
 }
 
 /// Why the store did not do what was asked.
@@ -193,16 +340,22 @@ pub enum StoreError {
         /// The file's format.
         format: u16,
     },
+    /// A read still holds the file that failed; it can be opened again when that read is over.
+    Reopening,
     /// The file is something else.
     NotAStore,
-    /// The disk failed, is full, or the file is damaged beyond what redb can repair.
+    /// The disk failed or is full.
     Disk(Box<redb::Error>),
-    /// A batch is damaged; the others are not.
+    /// The file is so damaged that redb cannot read on.
+    Broken,
+    /// The file is damaged beyond what redb can repair. It is left as it is.
+    BeyondRepair(Box<redb::Error>),
+    /// Something in the file is damaged; the rest is not.
     Damaged {
-        /// Which one.
-        batch: BatchNumber,
+        /// What, in words.
+        what: String,
         /// How.
-        why: BadBatch,
+        why: Damage,
     },
     /// A device's record cannot be read or written.
     BadRecord {
@@ -213,13 +366,38 @@ pub enum StoreError {
     System(std::io::Error),
     /// A store thread ended: a bug, or the program is going down.
     ThreadGone,
+    /// A backup is being made already.
+    BackupRunning,
+    /// A backup took longer than one may.
+    BackupTooSlow,
+    /// A backup broke off.
+    Backup(Box<backup::BackupError>),
 }
 
 impl StoreError {
+    /// Whether the file itself is at fault, and stays so until somebody moves it away.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::BeyondRepair(_) | Self::Broken | Self::NotAStore | Self::BadRecord { .. })
+    }
+
     fn opening(error: redb::DatabaseError) -> Self {
         match error {
             redb::DatabaseError::DatabaseAlreadyOpen => Self::InUse,
-            other => Self::Disk(Box::new(other.into())),
+            other => Self::of(other.into()),
+        }
+    }
+
+    fn of(error: redb::Error) -> Self {
+        match error {
+            redb::Error::Corrupted(_) | redb::Error::RepairAborted => Self::BeyondRepair(Box::new(error)),
+            // What redb says of a file that does not begin as its own do.
+            redb::Error::Io(ref io) if io.kind() == std::io::ErrorKind::InvalidData => Self::NotAStore,
+            // It is shorter than what it says of itself.
+            redb::Error::Io(ref io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Self::BeyondRepair(Box::new(error))
+            }
+            other => Self::Disk(Box::new(other)),
         }
     }
 }
@@ -235,14 +413,29 @@ impl fmt::Display for StoreError {
                 "the store has format {format}, this wattd knows up to {}; install the newer wattd that wrote it, or give this one another data_dir",
                 file::FORMAT
             ),
+            Self::Reopening => f.write_str("the store's file is about to be opened again after an error"),
             Self::NotAStore => f.write_str("the file is not a wattd store; move it away, or give another data_dir"),
-            Self::Disk(error) => write!(f, "the store's file: {error}"),
-            Self::Damaged { batch, why } => write!(f, "batch {} of the store is left out: {why}", batch.get()),
+            Self::Disk(error) => match error.as_ref() {
+                redb::Error::Io(why) if why.kind() == std::io::ErrorKind::InvalidData => {
+                    write!(f, "the file is not a wattd store ({why}); move it away, or give another data_dir")
+                }
+                error => write!(f, "the store's file: {error}"),
+            },
+            Self::Broken => {
+                f.write_str("the file is damaged; move it away (what is in it is not lost yet) and restore a copy")
+            }
+            Self::BeyondRepair(error) => {
+                write!(f, "the store's file is damaged beyond repair and was left as it is: {error}")
+            }
+            Self::Damaged { what, why } => write!(f, "{what} in the store is left out: {why}"),
             Self::BadRecord { device } => {
                 write!(f, "the record of device {} in the store cannot be read", device.get())
             }
             Self::System(error) => write!(f, "{error}"),
             Self::ThreadGone => f.write_str("the store's thread has ended"),
+            Self::BackupRunning => f.write_str("a backup is being made already"),
+            Self::BackupTooSlow => write!(f, "the backup was not fetched within {:?}", limits::BACKUP_TIME),
+            Self::Backup(error) => write!(f, "the backup broke off: {error}"),
         }
     }
 }
@@ -250,8 +443,7 @@ impl fmt::Display for StoreError {
 impl std::error::Error for StoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Disk(error) => Some(error.as_ref()),
-            Self::Damaged { why, .. } => Some(why),
+            Self::Disk(error) | Self::BeyondRepair(error) => Some(error.as_ref()),
             Self::System(error) => Some(error),
             _ => None,
         }
@@ -262,7 +454,7 @@ macro_rules! disk_errors {
     ($($error:ident),*) => {$(
         impl From<redb::$error> for StoreError {
             fn from(error: redb::$error) -> Self {
-                Self::Disk(Box::new(error.into()))
+                Self::of(error.into())
             }
         }
     )*};
@@ -282,79 +474,210 @@ pub fn path_in(data_dir: &Path) -> PathBuf {
 }
 
 /// A file at `path`, made when it is not there.
+///
+/// A new file is made beside and renamed once it is whole: half of one, after a power cut, could not be told from one that
+/// is damaged, and would be refused for ever.
+///
+/// redb trusts a file that was closed in order, even when a card that lies about syncs lost some of it in the power cut
+/// after: that gave panics, and states that never were. Every page is therefore looked at when the file is opened for
+/// the first time since the machine was started, unless it is so large that readings would be missed meanwhile; later
+/// openings find the file as this kernel has left it. A small file beside says in which run of the machine it was opened
+/// last.
 #[must_use]
 pub fn on_disk(path: PathBuf) -> Disk {
-    Box::new(move |builder| builder.create(&path))
+    Box::new(move |builder| {
+        if !path.try_exists().map_err(io_error)? {
+            let new = path.with_extension("new");
+            match std::fs::remove_file(&new) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io_error(error)),
+                _ => {}
+            }
+            drop(builder.create(&new)?);
+            put_in_place(&new, &path).map_err(io_error)?;
+        }
+        let (boot, opened) = (boot_id(), path.with_extension("opened"));
+        let is_large = std::fs::metadata(&path).map_err(io_error)?.len() > limits::CHECK_AT_BOOT;
+        let is_trusted = is_large || boot.is_some() && std::fs::read(&opened).ok() == boot;
+        let database = builder.set_check_integrity_on_open(!is_trusted).create(&path)?;
+        if let Some(boot) = boot.filter(|_| !is_trusted) {
+            let _ = std::fs::write(&opened, boot); // else the next opening is as careful
+        }
+        Ok(database)
+    })
+}
+
+/// What the kernel calls this run of the machine.
+fn boot_id() -> Option<Vec<u8>> {
+    std::fs::read("/proc/sys/kernel/random/boot_id").ok().filter(|id| !id.is_empty())
+}
+
+fn io_error(error: std::io::Error) -> redb::DatabaseError {
+    redb::DatabaseError::Storage(redb::StorageError::Io(error))
+}
+
+/// Renames a file that is whole, so that it is there under its new name, whole, after a power cut.
+///
+/// # Errors
+/// When the system refuses one of the steps.
+pub fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
+    std::fs::File::open(new)?.sync_all()?;
+    std::fs::rename(new, path)?;
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        None => std::fs::File::open(".")?.sync_all(),
+    }
+}
+
+/// How the store keeps house.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keeping {
+    /// How long single readings are kept; for ever when none.
+    pub raw: Option<Duration>,
+    /// How long buckets of 15 minutes are kept.
+    pub quarter_hour: Option<Duration>,
+    /// How long buckets of an hour are kept.
+    pub hour: Option<Duration>,
+    /// The most bytes that sealed readings may take.
+    pub max_size: Option<u64>,
 }
 
 /// The executor's side of the store. Cheap calls touch memory only; `async` ones wait for a store thread.
 pub struct Store {
     memory: RefCell<Memory>,
     file: Arc<File>,
+    keeping: Keeping,
+    id: StoreId,
+    /// Held by the one commit that is under way.
+    commit: Mutex<()>,
     committer: Worker,
     reader: Worker,
+    /// Whether a backup is being made.
+    backing_up: Arc<AtomicBool>,
+}
+
+/// A backup on its way, piece by piece; it ends with the last one, or with an error.
+pub type Pieces = Receiver<Result<Vec<u8>, StoreError>>;
+
+/// The writing end of [`Pieces`].
+struct PieceWriter {
+    pieces: Sender<Result<Vec<u8>, StoreError>>,
+    piece: Vec<u8>,
+    /// Given back at the end, however it comes.
+    backing_up: Arc<AtomicBool>,
+}
+
+impl std::io::Write for PieceWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.piece.extend(bytes);
+        if self.piece.len() >= limits::STREAM_CHUNK {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let piece = std::mem::take(&mut self.piece);
+        if piece.is_empty() {
+            return Ok(());
+        }
+        self.pieces.send_blocking(Ok(piece)).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl Drop for PieceWriter {
+    fn drop(&mut self) {
+        self.backing_up.store(false, Ordering::Release);
+    }
 }
 
 /// A batch on its way to the disk. It is repeated unchanged until the disk has it.
+#[derive(Clone)]
 struct Outgoing {
     number: BatchNumber,
-    rows: Arc<Vec<Row>>,
+    items: Arc<Vec<Item>>,
+}
+
+/// A device and what is going on with it.
+struct Kept {
+    device: Device,
+    live: Live,
+    latest: Option<Reading>,
 }
 
 #[derive(Default)]
 struct Memory {
-    devices: Vec<Device>,
+    /// By number.
+    devices: Vec<Kept>,
     numbers: HashMap<DeviceId, DeviceNumber>,
-    latest: Vec<Option<Reading>>,
     /// Devices whose record the file does not have yet in this form.
     changed: BTreeSet<DeviceNumber>,
-    /// Readings that no batch has taken yet, in order of arrival.
-    pending: VecDeque<Row>,
+    /// Entries that no batch has taken yet, in order of arrival.
+    pending: VecDeque<Item>,
     outgoing: Option<Outgoing>,
-    /// Every committed batch by (first time, number), with its last time.
-    batches: BTreeMap<(UnixMillis, BatchNumber), UnixMillis>,
+    journal: Option<Journal>,
+    /// Every committed head batch. Shared with the scans under way.
+    batches: Arc<Batches>,
     next_batch: BatchNumber,
+    /// When it was last looked what is too old.
+    expired: Option<UnixMillis>,
     figures: Figures,
 }
 
-/// The longest time one batch may span, so that a scan knows how far back a batch can reach that overlaps its range.
+/// The longest time one batch may span, in milliseconds, so that a scan knows how far back a batch can reach that overlaps
+/// its range.
 const BATCH_SPAN: i64 = 3_600_000;
 
-/// Batches read by the first turn of the reader thread, and the most by a later one; each turn reads twice as many.
-const FIRST_TURN: usize = 16;
-const LAST_TURN: usize = 256;
+/// How often it is looked what is too old, in milliseconds.
+const EXPIRE_EVERY: i64 = 3_600_000;
 
 impl Store {
     /// Opens the store, or makes a new one. Blocks; for the start of the program.
     ///
     /// # Errors
     /// [`StoreError`] with what to do about it.
-    pub fn open(disk: Disk) -> Result<Self, StoreError> {
-        let (file, contents) = File::open(disk)?;
+    pub fn open(disk: Disk, keeping: Keeping) -> Result<Self, StoreError> {
+        let mut memory = Memory::default();
+        let (file, contents) = File::open(disk, |contents, item| memory.recall(contents, &item))?;
+        memory.know(contents.devices);
         for (batch, why) in &contents.damaged {
-            log::error!("{}", StoreError::Damaged { batch: *batch, why: *why });
+            let what = format!("batch {}", batch.get());
+            log::error!("{}", StoreError::Damaged { what, why: (*why).into() });
         }
-        let after = |number: &BatchNumber| BatchNumber(number.0.saturating_add(1));
-        let numbers = contents.batches.iter().map(|(n, _)| n).chain(contents.damaged.iter().map(|(n, _)| n));
-        let next_batch = numbers.map(after).max().unwrap_or_default();
-        let mut memory = Memory {
-            latest: vec![None; contents.devices.len()],
-            numbers: contents.devices.iter().map(|device| (device.record.id, device.number)).collect(),
-            devices: contents.devices,
-            batches: contents.batches.iter().map(|(n, span)| ((span.first, *n), span.last)).collect(),
-            next_batch,
-            figures: Figures { batches: next_batch.0, readings: contents.readings, ..Figures::default() },
-            ..Memory::default()
-        };
-        for row in contents.newest {
-            memory.note_latest(&row);
-        }
+        let id = contents.store_id;
+        memory.batches = Arc::new(contents.batches);
+        memory.next_batch = contents.next_batch;
+        memory.figures.batches = contents.next_batch.0;
         Ok(Self {
             memory: RefCell::new(memory),
             file: Arc::new(file),
+            keeping,
+            id,
+            commit: Mutex::new(()),
             committer: Worker::start("wattd-commit").map_err(StoreError::System)?,
             reader: Worker::start("wattd-read").map_err(StoreError::System)?,
+            backing_up: Arc::default(),
         })
+    }
+
+    /// Takes back what a killed program left in the journal in `dir`, and goes on writing it. Returns how many entries were
+    /// saved.
+    ///
+    /// # Errors
+    /// When `dir` is not in memory or cannot be written; the store then goes on without a journal.
+    pub fn keep_journal(&self, dir: &Path) -> std::io::Result<usize> {
+        let (journal, found) = Journal::open(dir, self.id)?;
+        let mut memory = self.memory.borrow_mut();
+        let before = memory.pending.len();
+        for entry in found {
+            let known = memory.kept(entry.id).and_then(|kept| kept.live.last_time());
+            // What the batch that was next holds is on disk if that batch is; what is later than all on disk is not.
+            if entry.next_batch >= memory.next_batch || known.is_none_or(|known| entry.item.time() > known) {
+                memory.append(entry.id, entry.item.stored);
+            }
+        }
+        memory.journal = Some(journal);
+        memory.restart_journal();
+        Ok(memory.pending.len() - before)
     }
 
     /// Keeps what a plug says of itself and where it answered; new facts reach the disk with the next commit.
@@ -362,9 +685,9 @@ impl Store {
         let mut memory = self.memory.borrow_mut();
         let plug = PlugRecord { facts: facts.clone(), address };
         let number = memory.number_of(DeviceId::plug(facts.mac), seen);
-        let changed = memory.devices.get_mut(number.index()).is_some_and(|device| {
-            let differs = device.record.plug.as_ref() != Some(&plug);
-            device.record.plug = Some(plug);
+        let changed = memory.devices.get_mut(number.index()).is_some_and(|kept| {
+            let differs = kept.device.record.plug.as_ref() != Some(&plug);
+            kept.device.record.plug = Some(plug);
             differs
         });
         if changed {
@@ -375,65 +698,78 @@ impl Store {
         }
     }
 
-    /// Takes a reading. It is seen by reads at once and durable after the next commit.
+    /// Takes a reading of a device that is polled every `interval`. It is seen by reads at once and durable after the next
+    /// commit.
     ///
-    /// When the disk has taken nothing for so long that memory is full, the oldest reading of the same device goes, and
-    /// is counted.
-    pub fn append(&self, id: DeviceId, reading: Reading) {
-        let mut memory = self.memory.borrow_mut();
-        let row = Row { device: memory.number_of(id, reading.time), reading };
-        memory.note_latest(&row);
-        if memory.pending.len() >= limits::PENDING_READINGS {
-            let oldest = memory.pending.iter().position(|old| old.device == row.device).unwrap_or(0);
-            memory.pending.remove(oldest);
-            memory.figures.dropped += 1;
-        }
-        memory.pending.push_back(row);
+    /// When the disk has taken nothing for so long that memory is full, the oldest entry of the same device goes, and is
+    /// counted.
+    pub fn append(&self, id: DeviceId, reading: Reading, interval: Duration) {
+        let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
+        self.memory.borrow_mut().append(id, Stored { entry: Entry::Reading(reading), interval_ms });
     }
 
-    /// Makes everything appended so far durable. Returns how many readings that were.
+    /// Shows a reading as the device's newest without keeping it: its time is not known yet.
+    pub fn show(&self, id: DeviceId, reading: Reading) {
+        let mut memory = self.memory.borrow_mut();
+        let number = memory.number_of(id, reading.time);
+        if let Some(kept) = memory.devices.get_mut(number.index()) {
+            kept.latest = Some(reading);
+        }
+    }
+
+    /// The time of the newest entry of any device.
+    #[must_use]
+    pub fn newest_time(&self) -> Option<UnixMillis> {
+        self.memory.borrow().devices.iter().filter_map(|kept| kept.live.last_time()).max()
+    }
+
+    /// Notes that a device was not observed from `from` until its next reading.
+    pub fn gap(&self, id: DeviceId, from: UnixMillis) {
+        let mut memory = self.memory.borrow_mut();
+        let kept = memory.numbers.get(&id).and_then(|number| memory.devices.get(number.index()));
+        // Nothing was being observed, or something was read since: there is no gap there.
+        let Some(interval_ms) = kept.and_then(|kept| kept.live.gap_may_begin(from)) else { return };
+        memory.append(id, Stored { entry: Entry::Gap { time: from }, interval_ms });
+    }
+
+    /// Makes everything appended so far durable, and compacts a little. Returns how many readings became durable. Dropping
+    /// the future loses nothing; a second commit waits for the first. `now` is the wall clock's time.
     ///
     /// # Errors
     /// [`StoreError`]; nothing is lost, the next commit tries again with the same batch.
-    pub async fn commit(&self) -> Result<usize, StoreError> {
+    pub async fn commit(&self, now: UnixMillis) -> Result<usize, StoreError> {
+        let _only_one = self.commit.lock().await;
         let mut committed = 0;
         loop {
-            let Some((batch, devices)) = self.memory.borrow_mut().take_batch() else { return Ok(committed) };
-            let (file, rows) = (self.file.clone(), batch.as_ref().map(|(_, rows)| rows.clone()));
-            let number = batch.as_ref().map(|(number, _)| *number);
-            let written = devices.clone();
-            let span = self
-                .committer
-                .run(move || {
-                    let encoded = rows.as_ref().and_then(|rows| batch::encode(rows));
-                    let bytes = encoded.as_ref().map(|(bytes, _)| bytes.as_slice());
-                    file.commit(number.zip(bytes), &written)?;
-                    Ok::<_, StoreError>(encoded.map(|(_, span)| span))
-                })
-                .await;
+            let Some(commit) = self.memory.borrow_mut().next_commit(&self.keeping, now) else { return Ok(committed) };
+            let (file, commit) = (self.file.clone(), Arc::new(commit));
+            let written = {
+                let commit = commit.clone();
+                self.committer.run(move || file.commit(&commit)).await
+            };
+            let done = written.map_err(StoreError::from).flatten()?;
             let mut memory = self.memory.borrow_mut();
-            match span.map_err(StoreError::from).flatten() {
-                Err(error) => {
-                    memory.changed.extend(devices.iter().map(|device| device.number));
-                    return Err(error);
-                }
-                Ok(span) => {
-                    memory.outgoing = None;
-                    if let (Some((number, rows)), Some(span)) = (batch, span) {
-                        memory.batches.insert((span.first, number), span.last);
-                        memory.figures.batches += 1;
-                        memory.figures.readings += u64::try_from(rows.len()).unwrap_or(0);
-                        committed += rows.len();
-                    }
-                }
+            memory.outgoing = None;
+            memory.note_written(&commit.devices);
+            if let (Some((number, items)), Some(span)) = (&commit.batch, done.span) {
+                Arc::make_mut(&mut memory.batches).insert((span.first, *number), span.last);
+                let readings = items.iter().filter(|item| item.row().is_some()).count();
+                memory.figures.batches += 1;
+                memory.figures.readings += u64::try_from(readings).unwrap_or(0);
+                committed += readings;
             }
+            if commit.compaction.expiry.is_some() && !done.compacted.more_to_expire {
+                memory.expired = Some(now);
+            }
+            memory.note_compacted(done.compacted);
+            memory.restart_journal();
         }
     }
 
     /// Every device, in order of number.
     #[must_use]
     pub fn devices(&self) -> Vec<Device> {
-        self.memory.borrow().devices.clone()
+        self.memory.borrow().devices.iter().map(|kept| kept.device.clone()).collect()
     }
 
     /// A device's number.
@@ -445,185 +781,285 @@ impl Store {
     /// The id behind a number.
     #[must_use]
     pub fn id(&self, number: DeviceNumber) -> Option<DeviceId> {
-        self.memory.borrow().devices.get(number.index()).map(|device| device.record.id)
+        self.memory.borrow().devices.get(number.index()).map(|kept| kept.device.record.id)
     }
 
-    /// The newest reading of a device, committed or not.
+    /// The reading of a device that arrived last, committed or not. After a step of the wall clock its time may be
+    /// earlier than that of others.
     #[must_use]
     pub fn latest(&self, id: DeviceId) -> Option<Reading> {
-        let memory = self.memory.borrow();
-        memory.numbers.get(&id).and_then(|number| memory.latest.get(number.index()).copied().flatten())
+        self.memory.borrow().kept(id).and_then(|kept| kept.latest)
+    }
+
+    /// All energy that a device has drawn since it was first seen: it never falls, whatever its own counter does. None for
+    /// a device without readings.
+    #[must_use]
+    pub fn total(&self, id: DeviceId) -> Option<MilliwattHours> {
+        self.memory.borrow().kept(id).filter(|kept| kept.latest.is_some()).map(|kept| kept.live.total())
     }
 
     /// How full the store is.
     #[must_use]
     pub fn figures(&self) -> Figures {
         let memory = self.memory.borrow();
-        let outgoing = memory.outgoing.as_ref().map_or(0, |outgoing| outgoing.rows.len());
-        Figures { pending: memory.pending.len() + outgoing, ..memory.figures }
+        let pending = memory.uncommitted().filter(|item| item.row().is_some()).count();
+        Figures { pending, head_batches: memory.batches.len(), ..memory.figures }
     }
 
     /// One page of a scan.
     ///
     /// # Errors
-    /// [`StoreError`] when the file cannot be read. A damaged batch is left out and logged.
+    /// [`StoreError`] when the file cannot be read. What is damaged is left out and logged.
     pub async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
-        let mut found = Found { limit: scan.limit.min(limits::PAGE_ROWS), rows: Vec::new(), scan };
-        found.add(self.memory.borrow().uncommitted());
-        let (mut done, mut turn) = (None, FIRST_TURN);
-        loop {
-            let batches: Vec<_> = self.memory.borrow().overlapping(&found.scan, done).take(turn).collect();
-            done = batches.last().copied().or(done);
-            if !batches.is_empty() {
-                let (file, wanted) = (self.file.clone(), found.scan.devices.clone());
-                let numbers: Vec<_> = batches.iter().map(|(_, number)| *number).collect();
-                let read = self.reader.run(move || file.read(&numbers, &wanted)).await.map_err(StoreError::from);
-                found.add(read.flatten()?);
-            }
-            match self.memory.borrow().horizon(&found.scan, done) {
-                Some(horizon) if !found.is_settled_before(horizon) => turn = (turn * 2).min(LAST_TURN),
-                _ => return Ok(found.into_page()),
-            }
+        // What is in memory and which batches are on disk is taken in one go. A commit that ends before the file is read
+        // moves entries on, into a batch that is not looked at or into a chunk that is: each is seen, and shown once.
+        let (batches, entries) = {
+            let memory = self.memory.borrow();
+            let wanted = |item: &Item| item.row().is_some_and(|row| scan.covers(&row));
+            (memory.batches.clone(), memory.uncommitted().filter(wanted).collect())
+        };
+        let file = self.file.clone();
+        self.reader.run(move || file.scan(&scan, &batches, entries)).await.map_err(StoreError::from).flatten()
+    }
+
+    /// Everything that is committed now, as [`backup`] writes it, while recording goes on. It is read on a thread of its own,
+    /// no faster than the pieces are taken; dropping them ends it. One at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::BackupRunning`], or [`StoreError::System`] without a thread.
+    pub fn back_up(&self) -> Result<Pieces, StoreError> {
+        if self.backing_up.swap(true, Ordering::AcqRel) {
+            return Err(StoreError::BackupRunning);
         }
+        let (pieces, taken) = bounded(2);
+        let mut writer = PieceWriter { pieces, piece: Vec::new(), backing_up: self.backing_up.clone() };
+        let file = self.file.clone();
+        let work = move || {
+            if let Err(error) = file.back_up(&mut writer) {
+                let _ = writer.pieces.send_blocking(Err(StoreError::Backup(Box::new(error)))); // nobody may listen
+            }
+        };
+        thread::Builder::new().name("wattd-backup".to_owned()).spawn(work).map_err(StoreError::System)?;
+        Ok(taken)
+    }
+
+    /// The buckets of a device that begin in `[from, to)`, in order of time: of `tier` as far as entries are sealed, and
+    /// quarter hours from there on, the last one as of `now`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the file cannot be read. What is damaged is left out and logged.
+    pub async fn buckets(
+        &self,
+        id: DeviceId,
+        tier: Tier,
+        from: UnixMillis,
+        to: UnixMillis,
+        now: UnixMillis,
+    ) -> Result<Vec<Bucket>, StoreError> {
+        let asked = {
+            let memory = self.memory.borrow();
+            memory.numbers.get(&id).copied().zip(memory.kept(id).map(|kept| kept.live.buckets(now)))
+        };
+        let Some((number, live)) = asked else { return Ok(Vec::new()) };
+        let file = self.file.clone();
+        let read = self.reader.run(move || file.buckets(number, tier, from, to, live)).await;
+        read.map_err(StoreError::from).flatten()
+    }
+}
+
+impl Store {
+    /// Where in `[from, to)` the buckets of `ids` begin when read in `order`, told without reading them: ascending, no
+    /// bucket begins before it; descending, none at or after it. None when there is none. `now` is as in
+    /// [`Store::buckets`].
+    ///
+    /// # Errors
+    /// [`StoreError`] when the file cannot be read.
+    pub async fn first_bucket(
+        &self,
+        ids: &[DeviceId],
+        order: Order,
+        (from, to): (UnixMillis, UnixMillis),
+        now: UnixMillis,
+    ) -> Result<Option<UnixMillis>, StoreError> {
+        let (numbers, live) = {
+            let memory = self.memory.borrow();
+            let numbers: Vec<_> = ids.iter().filter_map(|id| memory.numbers.get(id).copied()).collect();
+            let buckets = ids.iter().filter_map(|id| memory.kept(*id)).flat_map(|kept| kept.live.buckets(now));
+            let starts = buckets.map(|bucket| bucket.start).filter(|start| (from..to).contains(start));
+            let live = match order {
+                Order::Ascending => starts.min(),
+                Order::Descending => starts.max().map(|start| start.plus(1)),
+            };
+            (numbers, live)
+        };
+        let file = self.file.clone();
+        let read = self.reader.run(move || file.first_bucket(&numbers, order, from, to)).await;
+        let stored = read.map_err(StoreError::from).flatten()?;
+        Ok(match order {
+            Order::Ascending => stored.into_iter().chain(live).min(),
+            Order::Descending => stored.into_iter().chain(live).max(),
+        })
     }
 }
 
 impl Memory {
+    fn kept(&self, id: DeviceId) -> Option<&Kept> {
+        self.numbers.get(&id).and_then(|number| self.devices.get(number.index()))
+    }
+
+    /// Takes the devices of a file that is being opened.
+    fn know(&mut self, devices: Vec<file::Known>) {
+        for file::Known { device, tail, newest, last } in devices {
+            self.numbers.insert(device.record.id, device.number);
+            self.figures.readings += tail.state.readings;
+            self.devices.push(Kept { device, live: Live::after(&tail, last), latest: newest });
+        }
+    }
+
+    /// Takes an entry of the head of a file that is being opened.
+    fn recall(&mut self, contents: &mut file::Contents, item: &Item) {
+        self.know(std::mem::take(&mut contents.devices));
+        let Some(kept) = self.devices.get_mut(item.device.index()) else { return };
+        let is_new = kept.live.recall(&item.stored, item.late);
+        if let Some(row) = item.row() {
+            kept.latest = Some(row.reading);
+            self.figures.readings += u64::from(is_new);
+        }
+    }
+
     fn number_of(&mut self, id: DeviceId, seen: UnixMillis) -> DeviceNumber {
         if let Some(number) = self.numbers.get(&id) {
             return *number;
         }
         let number = DeviceNumber(u32::try_from(self.devices.len()).unwrap_or(u32::MAX));
-        self.devices.push(Device { number, record: Record { id, first_seen: seen, plug: None } });
-        self.latest.push(None);
+        let device = Device { number, record: Record { id, first_seen: seen, plug: None } };
+        self.devices.push(Kept { device, live: Live::default(), latest: None });
         self.numbers.insert(id, number);
         self.changed.insert(number);
         number
     }
 
-    fn note_latest(&mut self, row: &Row) {
-        if let Some(latest) = self.latest.get_mut(row.device.index()) {
-            *latest = Some(row.reading);
+    fn append(&mut self, id: DeviceId, stored: Stored) {
+        let device = self.number_of(id, stored.entry.time());
+        let Some(kept) = self.devices.get_mut(device.index()) else { return };
+        if let Entry::Reading(reading) = stored.entry {
+            if kept.latest == Some(reading) {
+                return; // the same once more
+            }
+            kept.latest = Some(reading);
+        }
+        let late = !kept.live.push(&stored);
+        if self.pending.len() >= limits::PENDING_READINGS {
+            let oldest = self.pending.iter().position(|old| old.device == device).unwrap_or(0);
+            self.pending.remove(oldest);
+            self.figures.dropped += 1;
+        }
+        let item = Item { device, stored, late };
+        self.pending.push_back(item);
+        if let Some(journal) = &mut self.journal {
+            journal.append(self.next_batch, id, &item);
         }
     }
 
-    /// What the next commit writes: the batch under way if there is one, else a new one. None when nothing is new.
-    #[allow(clippy::type_complexity)]
-    fn take_batch(&mut self) -> Option<(Option<(BatchNumber, Arc<Vec<Row>>)>, Vec<Device>)> {
+    /// What the next commit writes: the batch under way if there is one, else a new one, the devices whose record the file
+    /// lacks, and what is due to be compacted with it. None when nothing is new.
+    fn next_commit(&mut self, keeping: &Keeping, now: UnixMillis) -> Option<Commit> {
         if self.outgoing.is_none() && !self.pending.is_empty() {
-            let mut rows = Vec::new();
+            let mut items = Vec::new();
             let (mut first, mut last) = (UnixMillis::MAX, UnixMillis::MIN);
-            while let Some(row) = self.pending.front() {
-                (first, last) = (first.min(row.reading.time), last.max(row.reading.time));
-                if rows.len() >= limits::BATCH_READINGS || last.since(first) > BATCH_SPAN {
+            while let Some(item) = self.pending.front() {
+                (first, last) = (first.min(item.time()), last.max(item.time()));
+                if items.len() >= limits::BATCH_READINGS || last.since(first) > BATCH_SPAN {
                     break;
                 }
-                rows.extend(self.pending.pop_front());
+                items.extend(self.pending.pop_front());
             }
-            self.outgoing = Some(Outgoing { number: self.next_batch, rows: Arc::new(rows) });
+            self.outgoing = Some(Outgoing { number: self.next_batch, items: Arc::new(items) });
             self.next_batch = BatchNumber(self.next_batch.0.saturating_add(1));
         }
-        let changed = std::mem::take(&mut self.changed);
-        let batch = self.outgoing.as_ref().map(|outgoing| (outgoing.number, outgoing.rows.clone()));
-        if batch.is_none() && changed.is_empty() {
+        if self.outgoing.is_none() && self.changed.is_empty() {
             return None;
         }
-        Some((batch, changed.iter().filter_map(|n| self.devices.get(n.index()).cloned()).collect()))
+        let devices = self.changed.iter().filter_map(|n| self.devices.get(n.index()).map(|kept| kept.device.clone()));
+        Some(Commit {
+            batch: self.outgoing.as_ref().map(|outgoing| (outgoing.number, outgoing.items.clone())),
+            devices: devices.collect(),
+            compaction: self.compaction(keeping, now),
+        })
     }
 
-    fn uncommitted(&self) -> impl Iterator<Item = Row> + '_ {
-        let outgoing = self.outgoing.iter().flat_map(|outgoing| outgoing.rows.iter());
-        outgoing.chain(&self.pending).copied()
-    }
-
-    /// Batches that may hold rows of the scan, in its order by first time, beyond `done`.
-    fn overlapping<'a>(
-        &'a self,
-        scan: &Scan,
-        done: Option<(UnixMillis, BatchNumber)>,
-    ) -> Box<dyn Iterator<Item = (UnixMillis, BatchNumber)> + 'a> {
-        let (mut from, mut to) = (scan.from, scan.to.plus(-1));
-        match (scan.order, scan.after) {
-            (Order::Ascending, Some(after)) => from = from.max(after.time),
-            (Order::Descending, Some(after)) => to = to.min(after.time),
-            (_, None) => {}
-        }
-        let mut lower = Bound::Included((from.plus(-BATCH_SPAN), BatchNumber(0)));
-        let mut upper = Bound::Included((to, BatchNumber(u64::MAX)));
-        match (scan.order, done) {
-            (Order::Ascending, Some(done)) => lower = Bound::Excluded(done),
-            (Order::Descending, Some(done)) => upper = Bound::Excluded(done),
-            (_, None) => {}
-        }
-        if is_empty(lower, upper) {
-            return Box::new(std::iter::empty());
-        }
-        let overlaps = move |(key, last): (&(UnixMillis, BatchNumber), &UnixMillis)| (*last >= from).then_some(*key);
-        let range = self.batches.range((lower, upper));
-        match scan.order {
-            Order::Ascending => Box::new(range.filter_map(overlaps)),
-            Order::Descending => Box::new(range.rev().filter_map(overlaps)),
+    fn compaction(&self, keeping: &Keeping, now: UnixMillis) -> Compaction {
+        let seal_before = now.plus(-compact::SEAL_AGE_MS);
+        let is_due = |kept: &&Kept| kept.live.is_due(seal_before);
+        let due: Vec<_> =
+            self.devices.iter().filter(is_due).take(compact::DEVICES_A_RUN).map(|kept| kept.device.number).collect();
+        let others = self.devices.iter().filter(|kept| !due.contains(&kept.device.number));
+        let before = |kept_for: Option<Duration>| {
+            kept_for.map(|kept_for| now.plus(-i64::try_from(kept_for.as_millis()).unwrap_or(i64::MAX)))
+        };
+        let is_time = self.expired.is_none_or(|last| now.since(last).abs() >= EXPIRE_EVERY);
+        Compaction {
+            others_open_from: others.filter_map(|kept| kept.live.open_from()).min(),
+            due,
+            batches: self.batches.clone(),
+            seal_before,
+            expiry: is_time.then(|| Expiry {
+                raw: before(keeping.raw),
+                quarter_hour: before(keeping.quarter_hour),
+                hour: before(keeping.hour),
+                max_chunks: keeping.max_size.map(Expiry::chunks_in),
+            }),
         }
     }
 
-    /// The time that rows of batches beyond `done` may reach: their earliest when reading forwards, their latest when
-    /// reading backwards. None when no batch is left.
-    fn horizon(&self, scan: &Scan, done: Option<(UnixMillis, BatchNumber)>) -> Option<UnixMillis> {
-        let mut further = self.overlapping(scan, done);
-        match scan.order {
-            Order::Ascending => further.next().map(|(first, _)| first),
-            Order::Descending => {
-                let (nearest, _) = further.next()?;
-                let reach = (nearest.plus(-BATCH_SPAN), BatchNumber(0))..=(nearest, BatchNumber(u64::MAX));
-                self.batches
-                    .range(reach)
-                    .filter(|(key, _)| done.is_none_or(|done| **key < done))
-                    .map(|(_, last)| *last)
-                    .max()
+    /// The file has these records now; a device that changed again meanwhile is still to be written.
+    fn note_written(&mut self, written: &[Device]) {
+        for device in written {
+            if self.devices.get(device.number.index()).is_some_and(|kept| kept.device == *device) {
+                self.changed.remove(&device.number);
             }
         }
     }
-}
 
-fn is_empty<T: Ord>(lower: Bound<T>, upper: Bound<T>) -> bool {
-    use Bound::{Excluded, Included, Unbounded};
-    match (lower, upper) {
-        (Included(a), Included(b)) => a > b,
-        (Included(a) | Excluded(a), Excluded(b)) | (Excluded(a), Included(b)) => a >= b,
-        (Unbounded, _) | (_, Unbounded) => false,
-    }
-}
-
-/// Rows gathered for one page.
-struct Found {
-    scan: Scan,
-    limit: usize,
-    rows: Vec<Row>,
-}
-
-impl Found {
-    fn add(&mut self, rows: impl IntoIterator<Item = Row>) {
-        self.rows.extend(rows.into_iter().filter(|row| self.scan.covers(row)));
-    }
-
-    /// Whether the page is full, and one row more, with rows that come before all that lie at or beyond `horizon`.
-    fn is_settled_before(&self, horizon: UnixMillis) -> bool {
-        let settled = self.rows.iter().filter(|row| match self.scan.order {
-            Order::Ascending => row.reading.time < horizon,
-            Order::Descending => row.reading.time > horizon,
-        });
-        settled.count() > self.limit
-    }
-
-    fn into_page(mut self) -> Page {
-        self.rows.sort_by_key(Row::position);
-        // A row that was committed while the scan ran was found in memory and on disk.
-        self.rows.dedup_by_key(|row| row.position());
-        if self.scan.order == Order::Descending {
-            self.rows.reverse();
+    fn note_compacted(&mut self, compacted: Compacted) {
+        self.figures.chunks += compacted.chunks;
+        if !compacted.dropped.is_empty() {
+            let batches = Arc::make_mut(&mut self.batches);
+            for key in &compacted.dropped {
+                batches.remove(key);
+            }
         }
-        let more = self.rows.len() > self.limit;
-        self.rows.truncate(self.limit);
-        Page { rows: self.rows, more }
+        for (number, standing) in compacted.tails {
+            let Some(kept) = self.devices.get_mut(number.index()) else { continue };
+            // The last entry may be sealed now; it still says whether a gap may begin.
+            let sealed_to = standing.tail.sealed_to;
+            let last = kept.live.last().filter(|last| sealed_to.is_some_and(|to| last.entry.time() <= to));
+            let mut live = Live::after(&standing.tail, last);
+            for stored in &standing.open {
+                live.recall(stored, false);
+            }
+            live.learn_chunk();
+            // What arrived while the commit ran.
+            for item in self.pending.iter().filter(|item| item.device == number) {
+                live.recall(&item.stored, item.late);
+            }
+            kept.live = live;
+        }
+    }
+
+    /// The journal forgets what is on disk.
+    fn restart_journal(&mut self) {
+        let Some(mut journal) = self.journal.take() else { return };
+        let devices = &self.devices;
+        let named = |item: &'_ Item| devices.get(item.device.index()).map(|kept| kept.device.record.id);
+        let outgoing = self.outgoing.iter().flat_map(|outgoing| outgoing.items.iter());
+        let entries = outgoing.chain(&self.pending).filter_map(|item| named(item).map(|id| (id, item)));
+        journal.restart(self.next_batch, entries);
+        self.journal = Some(journal);
+    }
+
+    fn uncommitted(&self) -> impl Iterator<Item = Item> + '_ {
+        let outgoing = self.outgoing.iter().flat_map(|outgoing| outgoing.items.iter());
+        outgoing.chain(&self.pending).copied()
     }
 }

@@ -1,0 +1,52 @@
+# Needs nothing but a Rust toolchain, unless a target says otherwise. `make help` lists the targets.
+
+CARGO ?= cargo
+export BIN_WATTD ?= target/debug/wattd
+export BIN_PLUGSIM ?= target/debug/plugsim
+
+.PHONY: help build demo run test check lint unit size interop bench release install
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+build: ## Both programs, quickly built
+	$(CARGO) build --locked --bins
+
+demo: build ## Six simulated plugs and an agent that reads them; Ctrl-C ends both
+	@sh tests/demo.sh
+
+run: ## The agent on this network, small and fast
+	$(CARGO) run --locked --release --bin wattd -- run
+
+test: ## All tests
+	$(CARGO) test --locked
+
+check: lint unit size ## Format, lints, unit file, size of the binary
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --no-deps --document-private-items --quiet
+
+unit:
+	sh tests/check-unit.sh
+
+release: ## The small binary
+	$(CARGO) build --locked --release --bin wattd
+
+size: release
+	sh tests/check-size.sh target/release/wattd
+
+interop: build ## Against programs that we did not write (npm, pip)
+	tests/interop/run
+
+bench: ## What store and agent cost: bytes, memory, CPU, latency; in target/bench.json too (30 minutes)
+	$(CARGO) bench --locked --bench store
+	$(CARGO) bench --locked --bench agent
+	$(CARGO) bench --locked --bench agent -- writes
+
+install: ## Into /usr/local, with the systemd unit (as root, after make release)
+	@test -x target/release/wattd || { echo 'run make release first, as yourself' >&2; exit 1; }
+	install -Dm755 target/release/wattd $(DESTDIR)/usr/local/bin/wattd
+	install -Dm644 systemd/wattd.service $(DESTDIR)/etc/systemd/system/wattd.service
+	test -e $(DESTDIR)/etc/wattd/wattd.toml || install -Dm644 systemd/wattd.toml $(DESTDIR)/etc/wattd/wattd.toml

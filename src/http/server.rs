@@ -1,0 +1,427 @@
+//! Connections: accepting, bounding and ending them.
+//!
+//! Promises: at most [`limits::HTTP_CONNECTIONS`] of them; when full, the one that has been longest without a complete
+//! request makes room, and when all are being answered the newcomer is told to come again. Every phase of a connection
+//! has an end ([`Line::deadline`]): a request's head and idleness, a reply, a stalled stream. At the end of the program
+//! running requests have [`limits::HTTP_STOP_TIME`]. Time comes from the application's clock, so tests move it by hand.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use async_net::{TcpListener, TcpStream};
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use smol::{LocalExecutor, Task, future};
+use smol_hyper::rt::FuturesIo;
+
+use crate::clock::{Clock, Sleep, within};
+use crate::http::App;
+use crate::http::reply::{Body, Problem};
+use crate::limits;
+use crate::reading::Text;
+use crate::store::StoreError;
+
+/// Answers requests at `listener` from `app` until `shutdown` is ready, then ends within [`limits::HTTP_STOP_TIME`].
+///
+/// Connections run as tasks on `executor`; dropping the future ends them at once.
+pub async fn serve(
+    executor: Rc<LocalExecutor<'static>>,
+    listener: TcpListener,
+    app: Rc<App>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let hall = Closing(Rc::new(Hall::default()));
+    future::or(shutdown, accept(&executor, &listener, &app, &hall.0)).await;
+    drop(listener);
+    hall.0.stopping.set(true);
+    hall.0.lines().iter().for_each(|line| line.wake());
+    let end = app.clock.elapsed().saturating_add(limits::HTTP_STOP_TIME);
+    if within(app.clock.as_ref(), end, hall.0.empty()).await.is_none() {
+        log::warn!("{} HTTP connections are cut off: their requests took too long to end", hall.0.lines().len());
+    }
+}
+
+async fn accept(executor: &LocalExecutor<'static>, listener: &TcpListener, app: &Rc<App>, hall: &Rc<Hall>) {
+    let mut failing = false;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                failing = false;
+                welcome(executor, stream, peer, app, hall);
+            }
+            Err(error) => {
+                // Out of files or memory, mostly. Room is made, and no loop runs hot while there is none.
+                if !std::mem::replace(&mut failing, true) {
+                    log::warn!("HTTP connections cannot be accepted at the moment: {error}");
+                }
+                hall.make_room();
+                app.clock.sleep_until(app.clock.elapsed().saturating_add(limits::HTTP_ACCEPT_PAUSE)).await;
+            }
+        }
+    }
+}
+
+fn welcome(executor: &LocalExecutor<'static>, stream: TcpStream, peer: SocketAddr, app: &Rc<App>, hall: &Rc<Hall>) {
+    let _ = stream.set_nodelay(true); // a slower connection is still one
+    if hall.seats.borrow().len() >= limits::HTTP_CONNECTIONS && !hall.make_room() {
+        log::debug!("HTTP {peer}: refused, {} connections are being answered", limits::HTTP_CONNECTIONS);
+        let message = "every connection is in use";
+        say_last(stream, &Problem::later("busy", message, "come again in a second", 1));
+        return;
+    }
+    let line = Rc::new(Line::new(app.clock.clone()));
+    let seat = Seat { hall: hall.clone(), number: hall.next.get() };
+    hall.next.set(seat.number.wrapping_add(1));
+    let number = seat.number;
+    let task = executor.spawn(converse(stream, peer, app.clone(), line.clone(), seat));
+    hall.seats.borrow_mut().insert(number, (line, task));
+}
+
+/// One connection, to its end.
+async fn converse(stream: TcpStream, peer: SocketAddr, app: Rc<App>, line: Rc<Line>, seat: Seat) {
+    let wire = Wire { stream: stream.clone(), line: line.clone() };
+    let service = {
+        let (app, line) = (app.clone(), line.clone());
+        service_fn(move |request: Request<Incoming>| {
+            let (app, line) = (app.clone(), line.clone());
+            line.begin();
+            async move { Ok::<_, Infallible>(respond(&app, line, peer, request).await) }
+        })
+    };
+    let mut builder = http1::Builder::new();
+    builder.header_read_timeout(None).max_headers(limits::HTTP_HEADERS);
+    builder.max_header_size(limits::HTTP_HEAD).max_buf_size(limits::HTTP_HEAD);
+    let mut connection = pin!(builder.serve_connection(FuturesIo::new(wire), service));
+    let (mut told, mut alarm) = (false, None);
+    let end = poll_fn(|context| {
+        line.waker.replace(Some(context.waker().clone()));
+        if line.cut.get() {
+            return Poll::Ready(End::Cut);
+        }
+        if seat.hall.stopping.get() && !std::mem::replace(&mut told, true) {
+            connection.as_mut().graceful_shutdown();
+        }
+        if let Poll::Ready(done) = connection.as_mut().poll(context) {
+            return Poll::Ready(End::Done(done.err()));
+        }
+        line.poll_deadline(&mut alarm, context).map(|()| End::Late)
+    })
+    .await;
+    match end {
+        End::Done(None) => {}
+        End::Done(Some(error)) => log::debug!("HTTP {peer}: {}", Text::<200>::new(&error.to_string())),
+        End::Cut => log::debug!("HTTP {peer}: closed to make room"),
+        End::Late => {
+            log::debug!("HTTP {peer}: closed, it took too long");
+            if line.requests.get() == 0 && line.heard.get() {
+                let message = "the request's head took too long";
+                let status = hyper::StatusCode::REQUEST_TIMEOUT;
+                say_last(stream, &Problem::new(status, "too_slow", message, "send it at once"));
+            }
+        }
+    }
+}
+
+enum End {
+    Done(Option<hyper::Error>),
+    Cut,
+    Late,
+}
+
+async fn respond(app: &App, line: Rc<Line>, peer: SocketAddr, request: Request<Incoming>) -> Response<Watched> {
+    let started = app.clock.elapsed();
+    let (head, _) = request.into_parts();
+    let end = started.saturating_add(limits::HTTP_REPLY_TIME);
+    let response = within(app.clock.as_ref(), end, app.handle(&head)).await.unwrap_or_else(|| {
+        let hint = "ask for a shorter range; the disk may be busy";
+        Problem::later("too_slow", "this reply took too long to make", hint, 10).into_response()
+    });
+    log::debug!(
+        "HTTP {peer}: {} {} {} in {} ms",
+        head.method.as_str().escape_debug(),
+        Text::<200>::new(&head.uri.path_and_query().map_or("", |target| target.as_str()).escape_debug().to_string()),
+        response.status().as_u16(),
+        app.clock.elapsed().saturating_sub(started).as_millis()
+    );
+    if matches!(response.body(), Body::Stream(_)) {
+        line.stream();
+    }
+    response.map(|body| Watched { body, line })
+}
+
+/// A last word before a connection is closed, if the system takes it at once.
+fn say_last(mut stream: TcpStream, problem: &Problem) {
+    let body = problem.to_json();
+    let reason = problem.status.canonical_reason().unwrap_or_default();
+    let retry = if problem.status == hyper::StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
+    let head = format!(
+        "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{retry}connection: close\r\n\r\n",
+        problem.status.as_u16(),
+        body.len()
+    );
+    let bytes = [head.into_bytes(), body].concat();
+    let _ = future::block_on(future::poll_once(stream.write_all(&bytes))); // one try, which never waits
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+}
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Without a complete request since then.
+    Waiting(Duration),
+    /// A request that came then is being answered.
+    Answering(Duration),
+    /// A stream is being sent; it last moved then.
+    Streaming(Duration),
+}
+
+/// What is known of one connection: a state machine that its socket, its service and its replies report to.
+struct Line {
+    clock: Rc<dyn Clock>,
+    phase: Cell<Phase>,
+    requests: Cell<u64>,
+    /// Whether any byte came.
+    heard: Cell<bool>,
+    /// Whether the connection is to end at once.
+    cut: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Line {
+    fn new(clock: Rc<dyn Clock>) -> Self {
+        let phase = Cell::new(Phase::Waiting(clock.elapsed()));
+        Self {
+            clock,
+            phase,
+            requests: Cell::default(),
+            heard: Cell::default(),
+            cut: Cell::default(),
+            waker: RefCell::default(),
+        }
+    }
+
+    fn begin(&self) {
+        self.requests.set(self.requests.get().saturating_add(1));
+        self.phase.set(Phase::Answering(self.clock.elapsed()));
+    }
+
+    fn stream(&self) {
+        self.phase.set(Phase::Streaming(self.clock.elapsed()));
+    }
+
+    /// Bytes went out, or rows came from the store.
+    fn move_on(&self) {
+        match self.phase.get() {
+            Phase::Streaming(_) => self.stream(),
+            // The rest of the last reply: a client that takes it slowly is no client that waits.
+            Phase::Waiting(_) => self.finish(),
+            Phase::Answering(_) => {}
+        }
+    }
+
+    /// The reply has left our hands. Each time that the socket takes more of it, the time for the next request begins anew.
+    fn finish(&self) {
+        self.phase.set(Phase::Waiting(self.clock.elapsed()));
+    }
+
+    fn deadline(&self) -> Duration {
+        match self.phase.get() {
+            Phase::Waiting(since) => since.saturating_add(limits::HTTP_HEAD_TIME),
+            // The reply is refused at its own deadline; this one is for when even that cannot be sent.
+            Phase::Answering(since) => {
+                since.saturating_add(limits::HTTP_REPLY_TIME).saturating_add(limits::HTTP_STOP_TIME)
+            }
+            Phase::Streaming(moved) => moved.saturating_add(limits::HTTP_STALL_TIME),
+        }
+    }
+
+    /// Ready once the deadline has passed. One timer serves many requests: it is looked at again when it rings.
+    fn poll_deadline(&self, alarm: &mut Option<(Duration, Sleep)>, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let deadline = self.deadline();
+            if self.clock.elapsed() >= deadline {
+                return Poll::Ready(());
+            }
+            let (at, mut sleep) = match alarm.take() {
+                Some((at, sleep)) if at <= deadline => (at, sleep),
+                _ => (deadline, self.clock.sleep_until(deadline)),
+            };
+            if sleep.as_mut().poll(context).is_pending() {
+                *alarm = Some((at, sleep));
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Open connections by number, in order of arrival, and the tasks that run them.
+type Seats = BTreeMap<u64, (Rc<Line>, Task<()>)>;
+
+/// Every open connection.
+#[derive(Default)]
+struct Hall {
+    seats: RefCell<Seats>,
+    next: Cell<u64>,
+    stopping: Cell<bool>,
+    /// Who waits for the last connection to end.
+    waiting: RefCell<Option<Waker>>,
+}
+
+impl Hall {
+    fn lines(&self) -> Vec<Rc<Line>> {
+        self.seats.borrow().values().map(|(line, _)| line.clone()).collect()
+    }
+
+    /// Ends the connection that has been longest without a complete request. False when every one is being answered.
+    fn make_room(&self) -> bool {
+        let waiting =
+            self.lines().into_iter().filter(|line| !line.cut.get()).filter_map(|line| match line.phase.get() {
+                Phase::Waiting(since) => Some((since, line)),
+                _ => None,
+            });
+        let Some((_, line)) = waiting.min_by_key(|(since, _)| *since) else { return false };
+        line.cut.set(true);
+        line.wake();
+        true
+    }
+
+    async fn empty(&self) {
+        poll_fn(|context| {
+            if self.seats.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            self.waiting.replace(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Ends every connection when the server ends, however it does.
+struct Closing(Rc<Hall>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        drop(self.0.seats.take()); // dropping a task ends it
+    }
+}
+
+/// A connection's place, given back when it ends.
+struct Seat {
+    hall: Rc<Hall>,
+    number: u64,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let seat = self.hall.seats.borrow_mut().remove(&self.number);
+        if let Some((_, task)) = seat {
+            task.detach(); // it is ending by itself
+        }
+        if let Some(waker) = self.hall.waiting.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// A socket that reports what moves.
+struct Wire {
+    stream: TcpStream,
+    line: Rc<Line>,
+}
+
+impl Wire {
+    fn sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.line.move_on();
+        }
+        written
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if matches!(read, Poll::Ready(Ok(1..))) {
+            self.line.heard.set(true);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.sent(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.sent(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(context)
+    }
+}
+
+/// A reply's body that reports its moves and its end.
+struct Watched {
+    body: Body,
+    line: Rc<Line>,
+}
+
+impl hyper::body::Body for Watched {
+    type Data = bytes::Bytes;
+    type Error = StoreError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, StoreError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if frame.is_ready() {
+            self.line.move_on();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.line.finish();
+    }
+}

@@ -1,0 +1,239 @@
+//! The columns of readings, buckets and summaries, and lists of them as clients choose them. Pure.
+
+use crate::nearest::nearest;
+use crate::store::chunk::Columns;
+
+/// A column of some kind of row.
+pub trait Column: Copy + PartialEq + 'static {
+    /// The name in requests, replies and header lines.
+    fn name(self) -> &'static str;
+}
+
+/// A column of a reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// When the reading was taken.
+    Time,
+    /// The id it is recorded under.
+    Device,
+    /// The name people know the device by.
+    Alias,
+    /// Power, W.
+    Power,
+    /// Voltage, V.
+    Voltage,
+    /// Current, A.
+    Current,
+    /// The plug's own counter, Wh.
+    Counter,
+    /// The switch.
+    Relay,
+    /// Our monotone total, Wh.
+    Total,
+    /// Milliseconds since the reading was taken.
+    Age,
+    /// Whether the value is live.
+    Online,
+}
+
+impl Field {
+    /// The columns of a stored reading, in their usual order.
+    pub const OF_READINGS: &'static [Self] =
+        &[Self::Time, Self::Device, Self::Power, Self::Voltage, Self::Current, Self::Counter, Self::Relay];
+    /// The columns of a device's newest reading, in their usual order.
+    pub const OF_LATEST: &'static [Self] = &[
+        Self::Time,
+        Self::Device,
+        Self::Alias,
+        Self::Power,
+        Self::Voltage,
+        Self::Current,
+        Self::Counter,
+        Self::Relay,
+        Self::Total,
+        Self::Age,
+        Self::Online,
+    ];
+
+    /// The stored columns that `fields` need.
+    #[must_use]
+    pub fn stored_columns(fields: &[Self]) -> Columns {
+        let column = |field: &Self| match field {
+            Self::Voltage => Columns::VOLTAGE,
+            Self::Current => Columns::CURRENT,
+            Self::Counter => Columns::COUNTER,
+            _ => Columns::POWER,
+        };
+        fields.iter().map(column).fold(Columns::POWER, Columns::with)
+    }
+}
+
+impl Column for Field {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Time => "time",
+            Self::Device => "device",
+            Self::Alias => "alias",
+            Self::Power => "power_w",
+            Self::Voltage => "voltage_v",
+            Self::Current => "current_a",
+            Self::Counter => "counter_wh",
+            Self::Relay => "relay",
+            Self::Total => "total_wh",
+            Self::Age => "age_ms",
+            Self::Online => "online",
+        }
+    }
+}
+
+/// A column of a bucket, or of a device's summary, which is one bucket and what is known of the device now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BucketField {
+    /// Its first moment.
+    Start,
+    /// The first moment after it.
+    End,
+    /// The id it is recorded under.
+    Device,
+    /// The name people know the device by.
+    Alias,
+    /// Energy, Wh.
+    Energy,
+    /// The time-weighted mean of the power, W.
+    PowerMean,
+    /// The smallest power, W.
+    PowerMin,
+    /// The largest power, W.
+    PowerMax,
+    /// Seconds for which the relay was known to be on.
+    On,
+    /// Seconds for which a reading was held.
+    Observed,
+    /// Readings taken.
+    Readings,
+    /// What else is to be known.
+    Flags,
+    /// What the energy cost.
+    Cost,
+    /// Our monotone total, Wh.
+    Total,
+    /// When the device's newest reading was taken.
+    LastSeen,
+    /// Whether that reading is live.
+    Online,
+}
+
+impl BucketField {
+    /// The columns of a bucket, in their usual order.
+    pub const OF_ROLLUPS: &'static [Self] = &[
+        Self::Start,
+        Self::End,
+        Self::Device,
+        Self::Energy,
+        Self::PowerMean,
+        Self::PowerMin,
+        Self::PowerMax,
+        Self::On,
+        Self::Observed,
+        Self::Readings,
+        Self::Flags,
+        Self::Cost,
+    ];
+    /// The columns of a summary, in their usual order.
+    pub const OF_SUMMARY: &'static [Self] = &[
+        Self::Device,
+        Self::Alias,
+        Self::Start,
+        Self::End,
+        Self::Energy,
+        Self::PowerMean,
+        Self::PowerMin,
+        Self::PowerMax,
+        Self::On,
+        Self::Observed,
+        Self::Readings,
+        Self::Flags,
+        Self::Cost,
+        Self::Total,
+        Self::LastSeen,
+        Self::Online,
+    ];
+}
+
+impl Column for BucketField {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::End => "end",
+            Self::Device => "device",
+            Self::Alias => "alias",
+            Self::Energy => "energy_wh",
+            Self::PowerMean => "power_mean_w",
+            Self::PowerMin => "power_min_w",
+            Self::PowerMax => "power_max_w",
+            Self::On => "on_s",
+            Self::Observed => "observed_s",
+            Self::Readings => "readings",
+            Self::Flags => "flags",
+            Self::Cost => "cost",
+            Self::Total => "total_wh",
+            Self::LastSeen => "last_seen",
+            Self::Online => "online",
+        }
+    }
+}
+
+/// Why a list of columns is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BadFields {
+    /// A name that is no column here, and the column it may have been meant to be.
+    Unknown {
+        /// The name that came.
+        name: String,
+        /// The nearest column.
+        nearest: Option<&'static str>,
+    },
+    /// A column named twice.
+    Twice(&'static str),
+    /// No column at all.
+    Empty,
+}
+
+/// The columns that `text` lists, comma between them, in that order.
+///
+/// # Errors
+/// [`BadFields`] for a name that `known` has not, for one that comes twice, and for an empty list.
+pub fn parse<C: Column>(text: &str, known: &'static [C]) -> Result<Vec<C>, BadFields> {
+    let mut fields = Vec::new();
+    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let Some(field) = known.iter().copied().find(|field| field.name() == name) else {
+            let nearest = nearest(name, known.iter().map(|field| field.name()));
+            return Err(BadFields::Unknown { name: name.to_owned(), nearest });
+        };
+        if fields.contains(&field) {
+            return Err(BadFields::Twice(field.name()));
+        }
+        fields.push(field);
+    }
+    if fields.is_empty() { Err(BadFields::Empty) } else { Ok(fields) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_come_in_the_order_they_are_asked_for() {
+        assert_eq!(parse("power_w, time", Field::OF_READINGS), Ok(vec![Field::Power, Field::Time]));
+    }
+
+    #[test]
+    fn what_is_no_column_is_named_with_the_nearest() {
+        let unknown = |name: &str, nearest| Err(BadFields::Unknown { name: name.to_owned(), nearest });
+        assert_eq!(parse("time,power", Field::OF_READINGS), unknown("power", Some("power_w")));
+        assert_eq!(parse("age_ms", Field::OF_READINGS), unknown("age_ms", None));
+        assert_eq!(parse("time;drop table", Field::OF_READINGS), unknown("time;drop table", None));
+        assert_eq!(parse("time,time", Field::OF_READINGS), Err(BadFields::Twice("time")));
+        assert_eq!(parse(" , ", Field::OF_READINGS), Err(BadFields::Empty));
+    }
+}

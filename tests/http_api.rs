@@ -1,0 +1,685 @@
+//! The HTTP API over a real socket, byte for byte: what clients see, and what they cannot do to it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::as_conversions)]
+#![allow(clippy::disallowed_methods)]
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use async_net::{TcpListener, TcpStream};
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+use smol::LocalExecutor;
+use smol::io::{AsyncReadExt, AsyncWriteExt};
+use wattd::clock::{Clock, ManualClock};
+use wattd::http::access::{Access, Secret};
+use wattd::http::{App, serve};
+use wattd::limits;
+use wattd::poll::fleet::{Fleet, Presence, Trouble};
+use wattd::poll::requests::Requests;
+use wattd::reading::{Alias, DeviceId, Mac, OutletFacts, PlugFacts, Protocol, Reading, Relay, Text};
+use wattd::store::{Keeping, Store, on_disk, path_in};
+use wattd::units::{Millivolts, MilliwattHours, Milliwatts, UnixMillis};
+
+const NOW: i64 = 1_795_423_474_120; // 2026-11-23T08:44:34.120Z
+const FRIDGE: DeviceId = DeviceId::plug(Mac::new([0x9c, 0x53, 0x22, 0, 0, 1]));
+const STRIP: Mac = Mac::new([0x9c, 0x53, 0x22, 0, 0, 2]);
+const LEFT: DeviceId = DeviceId::outlet(STRIP, 0);
+const RIGHT: DeviceId = DeviceId::outlet(STRIP, 1);
+
+/// A server, everything behind it, and the way to talk to it.
+struct World {
+    executor: Rc<LocalExecutor<'static>>,
+    app: Rc<App>,
+    clock: Rc<ManualClock>,
+    address: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+/// An answer as it came.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
+    }
+
+    fn code(&self) -> String {
+        let json = self.json();
+        assert!(json["error"]["message"].as_str().is_some_and(|text| !text.is_empty()), "{json}");
+        assert!(json["error"]["hint"].as_str().is_some_and(|text| !text.is_empty()), "{json}");
+        json["error"]["code"].as_str().unwrap().to_owned()
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+fn facts(mac: Mac, alias: &str, outlets: &[&str]) -> PlugFacts {
+    PlugFacts {
+        mac,
+        alias: Alias::new(alias),
+        model: Text::new("HS110(EU)"),
+        hardware: Text::new("1.0"),
+        firmware: Text::new("1.2.6"),
+        protocol: Protocol::IotXor,
+        has_meter: true,
+        outlets: outlets.iter().map(|alias| OutletFacts { alias: Alias::new(alias), child: Text::new("00") }).collect(),
+    }
+}
+
+fn reading(time: i64, milliwatts: i64) -> Reading {
+    Reading {
+        time: UnixMillis::new(time),
+        power: Milliwatts::new(milliwatts).unwrap(),
+        voltage: Some(Millivolts::new(231_400).unwrap()),
+        current: None,
+        counter: Some(MilliwattHours::new(8_123_000).unwrap()),
+        relay: Some(Relay::On),
+    }
+}
+
+/// Runs `test` against a server with a fridge and a strip; the strip is offline.
+fn with_server<F: Future<Output = ()>>(access: Access, test: impl FnOnce(Rc<World>) -> F) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Rc::new(Store::open(on_disk(path_in(dir.path())), Keeping::default()).unwrap());
+    let clock = Rc::new(ManualClock::at(UnixMillis::new(NOW)));
+    let mut fleet = Fleet::default();
+    for facts in [facts(FRIDGE.plug, "Fridge <b>", &[]), facts(STRIP, "Desk", &["Left", "Right"])] {
+        let address: SocketAddr = format!("192.168.1.{}:9999", facts.mac.bytes()[5]).parse().unwrap();
+        store.remember(&facts, address, UnixMillis::new(NOW - 90_000_000));
+        let mac = facts.mac;
+        fleet.meet(facts, address, None).interval = Duration::from_secs(10);
+        fleet.get_mut(mac).unwrap().presence = Presence::Online;
+    }
+    let strip = fleet.get_mut(STRIP).unwrap();
+    strip.presence = Presence::Offline { since: UnixMillis::new(NOW - 60_000) };
+    strip.last_error = Some(Trouble { time: UnixMillis::new(NOW - 50_000), text: "no answer within 5 s".to_owned() });
+    fleet.expect("192.168.1.77:9999".parse().unwrap(), Some(Alias::new("Boiler")));
+    let app = Rc::new(App {
+        store,
+        fleet: Rc::new(RefCell::new(fleet)),
+        requests: Requests::unserved(),
+        clock: clock.clone(),
+        access,
+        zone: jiff::tz::TimeZone::get("Europe/Berlin").unwrap(),
+        ready: Rc::new(Cell::new(true)),
+    });
+    let executor = Rc::new(LocalExecutor::new());
+    smol::block_on(executor.clone().run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = executor.spawn(serve(executor.clone(), listener, app.clone(), std::future::pending()));
+        test(Rc::new(World { executor: executor.clone(), app, clock, address, _dir: dir })).await;
+        server.cancel().await;
+    }));
+}
+
+fn local() -> Access {
+    Access { loopback: true, ..Access::default() }
+}
+
+impl World {
+    /// Sends bytes, reads until the server closes.
+    async fn raw(&self, bytes: &str) -> Answer {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        parse(&all)
+    }
+
+    async fn get(&self, target: &str) -> Answer {
+        self.ask("GET", target, "").await
+    }
+
+    async fn ask(&self, method: &str, target: &str, headers: &str) -> Answer {
+        self.raw(&format!("{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{headers}\r\n")).await
+    }
+
+    fn append(&self, id: DeviceId, time: i64, milliwatts: i64) {
+        self.app.store.append(id, reading(time, milliwatts), Duration::from_secs(10));
+    }
+
+    async fn commit(&self) {
+        self.app.store.commit(UnixMillis::MIN).await.unwrap();
+    }
+}
+
+fn parse(all: &[u8]) -> Answer {
+    let end = all.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or_else(|| panic!("no head: {all:?}"));
+    let head = String::from_utf8(all[..end].to_vec()).unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let mut answer = Answer { status, head, body: all[end + 4..].to_vec() };
+    if answer.header("transfer-encoding") == Some("chunked") && !answer.body.is_empty() {
+        answer.body = unchunk(&answer.body).expect("a whole chunked body");
+    }
+    answer
+}
+
+/// The body of a chunked reply. None when it breaks off.
+fn unchunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = bytes.windows(2).position(|two| two == b"\r\n")?;
+        let length = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).ok()?, 16).ok()?;
+        bytes = &bytes[end + 2..];
+        if length == 0 {
+            return Some(body);
+        }
+        body.extend(bytes.get(..length)?);
+        bytes = bytes.get(length + 2..)?;
+    }
+}
+
+#[test]
+fn health_says_what_the_store_holds_and_readiness_waits_for_the_first_round() {
+    with_server(local(), |world| async move {
+        world.append(FRIDGE, NOW - 2, 1);
+        world.commit().await;
+        world.append(FRIDGE, NOW - 1, 1);
+        let health = world.get("/health").await.json();
+        assert_eq!(health["status"], "ok");
+        assert_eq!((&health["readings_committed"], &health["readings_pending"]), (&1.into(), &1.into()));
+        assert_eq!((&health["batches"], &health["readings_dropped"]), (&1.into(), &0.into()));
+        assert_eq!(world.get("/ready").await.status, 200);
+        world.app.ready.set(false);
+        let answer = world.get("/ready").await;
+        assert_eq!((answer.status, answer.code().as_str()), (503, "not_ready"));
+        assert!(answer.header("retry-after").is_some());
+    });
+}
+
+#[test]
+fn devices_are_listed_with_what_is_known_of_them() {
+    with_server(local(), |world| async move {
+        let list = world.get("/api/v1/devices").await.json();
+        assert_eq!(list["devices"].as_array().unwrap().len(), 2);
+        let strip = &list["devices"][1];
+        assert_eq!(strip["id"], "9c5322000002");
+        assert_eq!(
+            (&strip["alias"], &strip["address"], &strip["port"]),
+            (&"Desk".into(), &"192.168.1.2".into(), &9999.into())
+        );
+        assert_eq!((&strip["online"], &strip["offline_since"]), (&false.into(), &"2026-11-23T08:43:34.120Z".into()));
+        assert_eq!(strip["last_error"]["text"], "no answer within 5 s");
+        assert_eq!(strip["outlets"][1], serde_json::json!({"id": "9c5322000002.1", "alias": "Right"}));
+        assert_eq!((&strip["interval_s"], &strip["protocol"]), (&10.into(), &"iot-xor".into()));
+        assert_eq!(strip["first_seen"], "2026-11-22T07:44:34.120Z");
+        assert_eq!(strip["polls"]["mean_ms"], Value::Null);
+        assert_eq!((&strip["interval_reason"], &strip["polls"]["worst_late_ms"]), (&"fixed".into(), &0.into()));
+        assert_eq!(strip["outages"], serde_json::json!({"count": 0, "last_from": null, "last_to": null}));
+        assert_eq!(
+            list["unmet"][0],
+            serde_json::json!({"address": "192.168.1.77", "port": 9999, "name": "Boiler", "last_error": null})
+        );
+        for name in ["9c5322000002", "9C-53-22-00-00-02", "desk", "9c5322000002.1", "Right"] {
+            assert_eq!(world.get(&format!("/api/v1/devices/{name}")).await.json(), *strip, "{name}");
+        }
+        world.app.fleet.borrow_mut().get_mut(STRIP).unwrap().presence = Presence::Unknown;
+        assert_eq!(world.get("/api/v1/devices/desk").await.json()["online"], Value::Null);
+        let answer = world.get("/api/v1/devices/Dask").await;
+        assert_eq!((answer.status, answer.code().as_str()), (404, "unknown_device"));
+        assert!(answer.json()["error"]["hint"].as_str().unwrap().contains("Desk"));
+    });
+}
+
+#[test]
+fn the_latest_reading_has_an_age_and_a_stale_one_is_never_live() {
+    with_server(local(), |world| async move {
+        world.append(FRIDGE, NOW - 1_000, 41_237);
+        world.append(LEFT, NOW - 70_000, 5_000);
+        let rows = world.get("/api/v1/latest").await.json()["readings"].clone();
+        assert_eq!(rows.as_array().unwrap().len(), 2, "an outlet that was never read is left out");
+        assert_eq!(
+            rows[0],
+            serde_json::json!({
+                "time": "2026-11-23T08:44:33.120Z", "device": "9c5322000001", "alias": "Fridge <b>", "power_w": 41.237,
+                "voltage_v": 231.4, "current_a": null, "counter_wh": 8123, "relay": true, "total_wh": 0,
+                "age_ms": 1000, "online": true
+            })
+        );
+        assert_eq!((&rows[1]["alias"], &rows[1]["online"]), (&"Left".into(), &false.into()));
+        let strip = world.get("/api/v1/latest?device=Desk&fields=device&format=csv&device=Left").await;
+        assert_eq!(strip.text(), "device\r\n9c5322000002.0\r\n");
+        world.clock.set_wall(UnixMillis::new(NOW - 5_000));
+        let row = world.get("/api/v1/latest?device=9c5322000001&time=ms").await.json()["readings"][0].clone();
+        assert_eq!((&row["age_ms"], &row["time"]), (&0.into(), &(NOW - 1_000).into()));
+        world.clock.set_wall(UnixMillis::new(NOW + 3_600_000));
+        let row = world.get("/api/v1/latest?device=9c5322000001").await.json()["readings"][0].clone();
+        assert_eq!(row["online"], false, "an hour old is not live, whatever the plug answers");
+    });
+}
+
+#[test]
+fn readings_come_newest_first_up_to_this_very_millisecond() {
+    with_server(local(), |world| async move {
+        for n in 0..5 {
+            world.append(FRIDGE, NOW - n, n);
+            if n == 2 {
+                world.commit().await;
+            }
+        }
+        world.append(FRIDGE, NOW - 86_400_000, 9);
+        let times = |json: &Value| -> Vec<i64> {
+            json["readings"].as_array().unwrap().iter().map(|row| row["time"].as_i64().unwrap()).collect()
+        };
+        let all = world.get("/api/v1/readings?time=ms").await.json();
+        assert_eq!(times(&all), [NOW, NOW - 1, NOW - 2, NOW - 3, NOW - 4]);
+        assert_eq!(all["next"], Value::Null);
+        let part = world.get(&format!("/api/v1/readings?time=ms&order=asc&start={}&end={NOW}", NOW - 3)).await.json();
+        assert_eq!(times(&part), [NOW - 3, NOW - 2, NOW - 1]);
+        let skipped = world.get("/api/v1/readings?time=ms&offset=3").await.json();
+        assert_eq!(times(&skipped), [NOW - 3, NOW - 4]);
+        assert_eq!(times(&world.get("/api/v1/readings?time=ms&offset=9").await.json()), [0i64; 0]);
+        let chosen = world.get("/api/v1/readings?fields=power_w,device&limit=1").await;
+        assert!(chosen.text().starts_with("{\"readings\":[{\"power_w\":0,\"device\":\"9c5322000001\"}],\"next\":\""));
+        assert_eq!(world.get("/api/v1/readings?device=Left").await.json()["readings"], serde_json::json!([]));
+        let day = world.get("/api/v1/readings?start=2026-11-23&end=2026-11-24&limit=10000&fields=time").await.json();
+        assert_eq!(day["readings"].as_array().unwrap().len(), 5);
+    });
+}
+
+/// Pages of any size see each reading of the first page's range once and in order, whatever arrives and is committed
+/// between them, and however long the walk takes.
+#[test]
+fn paging_sees_every_reading_exactly_once_while_others_arrive() {
+    for seed in 0..6 {
+        with_server(local(), |world| async move {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let ids = [FRIDGE, LEFT, RIGHT];
+            let mut expected = BTreeSet::new();
+            for n in 0..300 {
+                let (id, time) = (ids[random.usize(0..3)], NOW - random.i64(0..86_000_000));
+                let time = if random.bool() { time - time % 1_000_000 } else { time }; // many at the same time
+                let time = time.max(NOW - 86_399_000);
+                if expected.insert((time, id.to_string())) {
+                    world.append(id, time, 1);
+                }
+                if n % 90 == 40 {
+                    world.commit().await;
+                }
+            }
+            let order = if seed % 2 == 0 { "asc" } else { "desc" };
+            let (mut seen, mut cursor) = (Vec::new(), String::new());
+            loop {
+                let limit = random.usize(1..40);
+                let page = world
+                    .get(&format!("/api/v1/readings?fields=time,device&time=ms&order={order}&limit={limit}{cursor}"))
+                    .await
+                    .json();
+                for row in page["readings"].as_array().unwrap() {
+                    seen.push((row["time"].as_i64().unwrap(), row["device"].as_str().unwrap().to_owned()));
+                }
+                let Some(next) = page["next"].as_str() else { break };
+                cursor = format!("&cursor={next}");
+                world.clock.advance(Duration::from_secs(5));
+                for id in ids {
+                    world.append(id, world.clock.wall().get(), 2);
+                }
+                if random.bool() {
+                    world.commit().await;
+                }
+            }
+            let numbers = |id: &String| world.app.store.number(id.parse().unwrap()).unwrap();
+            let mut sorted: Vec<_> = expected.into_iter().collect();
+            sorted.sort_by_key(|(time, id)| (*time, numbers(id)));
+            if order == "desc" {
+                sorted.reverse();
+            }
+            assert_eq!(seen, sorted, "seed {seed}");
+        });
+    }
+}
+
+#[test]
+fn every_refusal_is_json_with_its_status_and_code() {
+    with_server(local(), |world| async move {
+        world.app.fleet.borrow_mut().get_mut(FRIDGE.plug).unwrap().name = Some(Alias::new("Left"));
+        world.append(FRIDGE, NOW, 1);
+        world.append(FRIDGE, NOW - 1, 1);
+        let next = world.get("/api/v1/readings?limit=1&order=asc").await.json()["next"].as_str().unwrap().to_owned();
+        for (target, status, code) in [
+            ("/nowhere", 404, "not_found"),
+            ("/api/v1/devices/nobody", 404, "unknown_device"),
+            ("/api/v1/devices/%ff", 400, "bad_encoding"),
+            ("/api/v1/devices?limit=1", 400, "unknown_parameter"),
+            ("/api/v1/latest?devcie=a", 400, "unknown_parameter"),
+            ("/api/v1/latest?device=nobody", 404, "unknown_device"),
+            ("/api/v1/latest?device=Left", 400, "ambiguous_device"),
+            ("/api/v1/latest?fields=time,watts", 400, "unknown_field"),
+            ("/api/v1/readings?fields=age_ms", 400, "unknown_field"),
+            ("/api/v1/readings?limit=10001", 400, "bad_parameter"),
+            ("/api/v1/readings?limit=1&limit=2", 400, "duplicate_parameter"),
+            ("/api/v1/readings?format=xml", 400, "bad_parameter"),
+            ("/api/v1/readings?start=yesterday", 400, "bad_time"),
+            ("/api/v1/readings?start=now&end=-1h", 400, "empty_range"),
+            ("/api/v1/readings?cursor=00", 400, "bad_cursor"),
+            (&format!("/api/v1/readings?order=desc&cursor={next}"), 400, "bad_cursor"),
+            (&format!("/api/v1/readings?offset=1&cursor={next}"), 400, "bad_parameter"),
+            ("/health?verbose=1", 400, "unknown_parameter"),
+        ] {
+            let answer = world.get(target).await;
+            assert_eq!((answer.status, answer.code().as_str()), (status, code), "{target}");
+            assert_eq!(answer.header("content-type"), Some("application/json"));
+            assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        }
+        assert_eq!(world.get(&format!("/api/v1/readings?cursor={next}")).await.status, 200);
+        let empty = world.get("/api/v1/readings?start=now&end=-1h").await.json();
+        let message = empty["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("2026-11-23T08:44:34.120Z") && message.contains("2026-11-23T07:44:34.120Z"));
+    });
+}
+
+#[test]
+fn only_get_and_head_without_a_body_are_answered() {
+    with_server(local(), |world| async move {
+        for method in ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"] {
+            let answer = world.ask(method, "/api/v1/devices", "Content-Length: 0\r\n").await;
+            assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD")), "{method}");
+        }
+        let answer = world.ask("GET", "/health", "Content-Length: 1000000000\r\n").await;
+        assert_eq!((answer.status, answer.code().as_str()), (413, "body_refused"));
+        let answer = world.ask("GET", "/health", "Transfer-Encoding: chunked\r\n").await;
+        assert_eq!(answer.status, 413);
+        assert_eq!(world.ask("GET", "/health", "Content-Length: 0\r\n").await.status, 200);
+    });
+}
+
+#[test]
+fn head_has_the_headers_of_its_get_and_no_body() {
+    with_server(local(), |world| async move {
+        world.append(FRIDGE, NOW, 1);
+        for target in ["/", "/health", "/api/v1/", "/api/v1/latest", "/api/v1/readings", "/nowhere"] {
+            let (get, head) = (world.get(target).await, world.ask("HEAD", target, "").await);
+            assert_eq!(head.body, b"", "{target}");
+            assert_eq!(head.status, get.status);
+            assert_eq!(head.header("content-length"), Some(get.body.len().to_string().as_str()), "{target}");
+            assert_eq!(head.header("content-type"), get.header("content-type"));
+        }
+        let head = world.ask("HEAD", "/api/v1/readings?format=csv", "").await;
+        assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, None, 0), "{}", head.head);
+    });
+}
+
+#[test]
+fn the_format_is_chosen_by_parameter_then_by_accept() {
+    with_server(local(), |world| async move {
+        world.append(FRIDGE, NOW, 1);
+        for (target, accept, status, kind) in [
+            ("/api/v1/readings", "*/*", 200, "application/json"),
+            ("/api/v1/readings", "text/csv", 200, "text/csv; charset=utf-8; header=present"),
+            ("/api/v1/readings", "application/x-ndjson", 200, "application/x-ndjson"),
+            ("/api/v1/readings?format=json", "text/csv", 200, "application/json"),
+            ("/api/v1/readings", "image/png", 406, "application/json"),
+            ("/api/v1/devices", "text/csv", 406, "application/json"),
+            ("/", "text/html,*/*;q=0.8", 200, "text/html; charset=utf-8"),
+            ("/health", "text/plain", 200, "application/json"),
+        ] {
+            let answer = world.ask("GET", target, &format!("Accept: {accept}\r\n")).await;
+            assert_eq!((answer.status, answer.header("content-type")), (status, Some(kind)), "{target} {accept}");
+        }
+    });
+}
+
+#[test]
+fn a_host_that_is_not_ours_is_turned_away() {
+    with_server(local(), |world| async move {
+        for (host, status) in [("localhost:8650", 200), ("pi.local", 200), ("[::1]", 200), ("evil.example", 421)] {
+            let bytes = format!("GET /api/v1/devices HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            assert_eq!(world.raw(&bytes).await.status, status, "{host}");
+        }
+        let answer = world.raw("GET /health HTTP/1.1\r\nConnection: close\r\n\r\n").await;
+        assert_eq!((answer.status, answer.code().as_str()), (400, "missing_host"));
+        let answer =
+            world.raw("GET /health HTTP/1.1\r\nHost: a.local\r\nHost: b.local\r\nConnection: close\r\n\r\n").await;
+        assert_eq!(answer.status, 400);
+        assert_eq!(world.raw("GET /health HTTP/1.0\r\n\r\n").await.status, 200);
+    });
+}
+
+#[test]
+fn away_from_loopback_the_token_opens_everything_but_health() {
+    let token = || Some(Secret::new("s3cret".to_owned()));
+    let bearer = "Authorization: Bearer s3cret\r\n";
+    let basic = "Authorization: Basic bWU6czNjcmV0\r\n";
+    let wrong = "Authorization: Bearer s3cre\r\n";
+    for (access, expected) in [
+        (Access { token: token(), loopback: true, ..Access::default() }, [200, 200, 200, 200]),
+        (Access { token: token(), ..Access::default() }, [401, 401, 200, 200]),
+        (Access { token: token(), public_read: true, ..Access::default() }, [200, 200, 200, 200]),
+        (Access::default(), [403, 403, 403, 403]),
+    ] {
+        with_server(access, |world| async move {
+            for (headers, status) in ["", wrong, bearer, basic].into_iter().zip(expected) {
+                let answer = world.ask("GET", "/api/v1/devices", headers).await;
+                assert_eq!(answer.status, status, "{headers}");
+                if status == 401 {
+                    assert!(answer.header("www-authenticate").unwrap().starts_with("Basic realm=\"wattd\""));
+                    assert_eq!(answer.code(), "unauthorized");
+                    assert_eq!(world.ask("GET", "/nowhere", headers).await.status, 401, "paths are not told either");
+                }
+                assert_eq!(world.ask("GET", "/health", headers).await.status, 200);
+            }
+        });
+    }
+}
+
+#[test]
+fn the_page_and_the_landing_list_are_for_people() {
+    with_server(local(), |world| async move {
+        world.append(FRIDGE, NOW - 3_000, 41_237);
+        let page = world.get("/").await;
+        assert!(page.text().contains("<td>Fridge &lt;b&gt;</td><td class=\"n\">41.237 W</td><td>3 s ago</td>"));
+        assert!(page.text().contains("offline since 2026-11-23 09:43") && page.text().contains("192.168.1.77:9999"));
+        assert!(!page.text().contains("<script") && page.text().contains("http-equiv=\"refresh\" content=\"10\""));
+        assert!(page.header("content-security-policy").unwrap().starts_with("default-src 'none'"));
+        assert_eq!(world.get("/style.css").await.header("content-type"), Some("text/css; charset=utf-8"));
+        let landing = world.get("/api/v1/").await;
+        assert!(landing.text().contains("curl -s 'http://127.0.0.1/api/v1/devices'\n"), "{}", landing.text());
+        for line in landing.text().lines().filter_map(|line| line.strip_prefix("curl -s 'http://127.0.0.1")) {
+            let target = line.trim_end_matches('\'').replace("ID", "9c5322000001");
+            assert_eq!(world.get(&target).await.status, 200, "{target}");
+        }
+    });
+}
+
+#[test]
+fn an_oversized_head_is_refused() {
+    with_server(local(), |world| async move {
+        let long = format!("X-Long: {}\r\n", "a".repeat(limits::HTTP_HEAD));
+        assert_eq!(world.ask("GET", "/health", &long).await.status, 431);
+        let many = "X-Many: 1\r\n".repeat(limits::HTTP_HEADERS);
+        assert_eq!(world.ask("GET", "/health", &many).await.status, 431);
+        assert_eq!(world.raw("nonsense\r\n\r\n").await.status, 400);
+        assert_eq!(world.get("/health").await.status, 200, "and the next client is served");
+    });
+}
+
+/// Lets the server do everything that it can do now.
+async fn settle() {
+    for _ in 0..50 {
+        smol::future::yield_now().await;
+    }
+}
+
+#[test]
+fn a_slow_head_and_an_idle_connection_are_closed_when_their_time_is_up() {
+    with_server(local(), |world| async move {
+        let mut slow = TcpStream::connect(world.address).await.unwrap();
+        slow.write_all(b"GET /health HT").await.unwrap();
+        let mut idle = TcpStream::connect(world.address).await.unwrap();
+        idle.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut first = [0; 12];
+        idle.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        settle().await;
+        world.clock.advance(limits::HTTP_HEAD_TIME);
+        let mut rest = Vec::new();
+        slow.read_to_end(&mut rest).await.unwrap();
+        let answer = parse(&rest);
+        assert_eq!((answer.status, answer.code().as_str()), (408, "too_slow"));
+        rest.clear();
+        idle.read_to_end(&mut rest).await.unwrap(); // ends: the server closed it
+        assert!(!String::from_utf8_lossy(&rest).contains("408"), "an idle connection is closed without a word");
+    });
+}
+
+#[test]
+fn when_full_the_connection_longest_without_a_request_makes_room() {
+    with_server(local(), |world| async move {
+        let mut open = Vec::new();
+        for _ in 0..limits::HTTP_CONNECTIONS {
+            open.push(TcpStream::connect(world.address).await.unwrap());
+            // A request on the newest makes sure that it was accepted, and in this order.
+            let newest = open.last_mut().unwrap();
+            newest.write_all(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+            assert!(newest.read(&mut [0; 1024]).await.unwrap() > 0);
+            world.clock.advance(Duration::from_millis(10));
+        }
+        assert_eq!(world.get("/health").await.status, 200);
+        assert_eq!(open[0].read(&mut [0; 1]).await.unwrap(), 0, "the oldest was closed");
+        let next = &mut open[1];
+        next.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut all = Vec::new();
+        next.read_to_end(&mut all).await.unwrap();
+        assert_eq!(parse(&all).status, 200, "and only the oldest");
+    });
+}
+
+/// Fifty thousand readings, most committed.
+async fn fill(world: &World) {
+    for n in 0..50_000 {
+        world.append(FRIDGE, NOW - n, n % 1_000);
+        if n == 48_000 {
+            world.commit().await;
+        }
+    }
+}
+
+#[test]
+fn streams_have_every_row_and_end_whole() {
+    with_server(local(), |world| async move {
+        fill(&world).await;
+        let csv = world.get("/api/v1/readings?format=csv&time=ms&fields=time,power_w&order=asc").await;
+        assert_eq!(csv.header("content-type"), Some("text/csv; charset=utf-8; header=present"));
+        let mut lines = csv.text().split_terminator("\r\n");
+        assert_eq!(lines.next(), Some("time,power_w"));
+        let times: Vec<i64> = lines.map(|line| line.split_once(',').unwrap().0.parse().unwrap()).collect();
+        assert!(times.iter().copied().eq(NOW - 49_999..=NOW));
+        let lines = world.get("/api/v1/readings?format=ndjson&limit=12345").await;
+        assert_eq!(lines.text().lines().count(), 12_345, "a limit that is asked for is kept");
+        let first: Value = serde_json::from_str(lines.text().lines().next().unwrap()).unwrap();
+        assert_eq!(first["time"], "2026-11-23T08:44:34.120Z");
+    });
+}
+
+#[test]
+fn a_stream_is_made_in_small_chunks_only_as_they_are_taken() {
+    with_server(local(), |world| async move {
+        fill(&world).await;
+        let request =
+            hyper::Request::get("/api/v1/readings?format=ndjson").header("host", "localhost").body(()).unwrap();
+        let mut response = world.app.handle(&request.into_parts().0).await;
+        let (mut chunks, mut bytes) = (0, 0);
+        while let Some(frame) = response.body_mut().frame().await {
+            let length = frame.unwrap().into_data().unwrap().len();
+            assert!(length < limits::STREAM_CHUNK + 512, "{length}");
+            (chunks, bytes) = (chunks + 1, bytes + length);
+        }
+        assert!(chunks > 100 && bytes > 100 * limits::STREAM_CHUNK, "{chunks} {bytes}");
+    });
+}
+
+#[test]
+fn a_client_that_leaves_or_stalls_in_a_stream_is_let_go() {
+    with_server(local(), |world| async move {
+        fill(&world).await;
+        let ask = b"GET /api/v1/readings?format=ndjson HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let mut leaving = TcpStream::connect(world.address).await.unwrap();
+        leaving.write_all(ask).await.unwrap();
+        leaving.read_exact(&mut [0; 1000]).await.unwrap();
+        drop(leaving);
+        assert_eq!(world.get("/health").await.status, 200);
+
+        let mut stalled = TcpStream::connect(world.address).await.unwrap();
+        stalled.write_all(ask).await.unwrap();
+        stalled.read_exact(&mut [0; 1000]).await.unwrap();
+        while world.executor.try_tick() {} // until the socket takes no more
+        for _ in 0..40 {
+            assert_eq!(world.get("/health").await.status, 200);
+        }
+        world.clock.advance(limits::HTTP_STALL_TIME);
+        settle().await;
+        let mut rest = Vec::new();
+        let _ = stalled.read_to_end(&mut rest).await; // the end, or a reset
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "a stream that was cut is not taken for a whole one");
+    });
+}
+
+#[test]
+fn a_stopping_server_ends_idle_connections_and_finishes() {
+    with_server(local(), |world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = smol::channel::bounded::<()>(1);
+        let server = world.executor.spawn(serve(world.executor.clone(), listener, world.app.clone(), async move {
+            let _ = stopped.recv().await;
+        }));
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        idle.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        assert!(idle.read(&mut [0; 4096]).await.unwrap() > 0);
+        stop.send(()).await.unwrap();
+        server.await;
+        assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);
+        assert!(TcpStream::connect(address).await.is_err());
+    });
+}
+
+#[test]
+fn a_backup_is_streamed_to_its_end_and_wants_the_token_even_where_anybody_may_read() {
+    with_server(local(), |world| async move {
+        world.append(FRIDGE, NOW - 1, 1);
+        let answer = world.get("/api/v1/backup").await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/octet-stream")));
+        let file = world._dir.path().join("backup");
+        std::fs::write(&file, &answer.body).unwrap();
+        assert!(wattd::store::backup::verify(&file).unwrap().rows >= 5, "devices and the reading that waited");
+        assert_eq!(world.ask("HEAD", "/api/v1/backup", "").await.status, 200);
+        // While somebody takes one slowly, nobody else gets one.
+        let mut random = fastrand::Rng::with_seed(1);
+        for n in 0..60_000 {
+            world.append(FRIDGE, NOW + n, random.i64(0..3_000_000));
+        }
+        world.commit().await;
+        let slow = world.app.store.back_up().unwrap();
+        slow.recv().await.unwrap().unwrap();
+        let refused = world.get("/api/v1/backup").await;
+        assert_eq!((refused.status, refused.code().as_str()), (409, "backup_running"));
+    });
+    let token = Some(Secret::new("secret".to_owned()));
+    let open = Access { token, public_read: true, loopback: false, ..Access::default() };
+    with_server(open, |world| async move {
+        assert_eq!(world.get("/api/v1/devices").await.status, 200);
+        assert_eq!(world.get("/api/v1/backup").await.status, 401);
+        let shown = world.ask("GET", "/api/v1/backup", "Authorization: Bearer secret\r\n").await;
+        assert_eq!(shown.status, 200);
+    });
+    with_server(Access { public_read: true, ..Access::default() }, |world| async move {
+        assert_eq!(world.get("/api/v1/backup").await.status, 403);
+    });
+}
