@@ -1,8 +1,9 @@
 # Needs nothing but a Rust toolchain, unless a target says otherwise. `make help` lists the targets.
 
 CARGO ?= cargo
-export BIN_WATTD ?= target/debug/wattd
-export BIN_PLUGSIM ?= target/debug/plugsim
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+export BIN_WATTD ?= $(TARGET)/debug/wattd
+export BIN_PLUGSIM ?= $(TARGET)/debug/plugsim
 
 .PHONY: help build demo run test check lint unit size interop bench release install
 
@@ -35,7 +36,7 @@ release: ## The small binary
 	$(CARGO) build --locked --release --bin wattd
 
 size: release
-	sh tests/check-size.sh target/release/wattd
+	sh tests/check-size.sh $(TARGET)/release/wattd
 
 interop: build ## Against programs that we did not write (npm, pip)
 	tests/interop/run
@@ -46,7 +47,7 @@ bench: ## What store and agent cost: bytes, memory, CPU, latency; in target/benc
 	$(CARGO) bench --locked --bench agent -- writes
 
 install: ## Into /usr/local, with the systemd unit (as root, after make release)
-	@test -x target/release/wattd || { echo 'run make release first, as yourself' >&2; exit 1; }
-	install -Dm755 target/release/wattd $(DESTDIR)/usr/local/bin/wattd
+	@test -x $(TARGET)/release/wattd || { echo 'run make release first, as yourself' >&2; exit 1; }
+	install -Dm755 $(TARGET)/release/wattd $(DESTDIR)/usr/local/bin/wattd
 	install -Dm644 systemd/wattd.service $(DESTDIR)/etc/systemd/system/wattd.service
 	test -e $(DESTDIR)/etc/wattd/wattd.toml || install -Dm644 systemd/wattd.toml $(DESTDIR)/etc/wattd/wattd.toml
