@@ -17,6 +17,14 @@ pub const CONFIG_TEXT: usize = 4_096;
 
 /// The longest XOR payload believed. Real replies stay below 16 KiB; the length is checked before memory is taken.
 pub const XOR_PAYLOAD: usize = 64 * 1024;
+/// The longest body of a plug's HTTP reply. Real ones stay below 16 KiB.
+pub const HTTP_PLUG_BODY: usize = 64 * 1024;
+/// The longest session cookie believed. Real ones have 45 bytes with name and timeout.
+pub const COOKIE: usize = 256;
+/// Logins within one poll, after a plug has forgotten its session. Some forget it right after a login, once or twice.
+pub const LOGINS_A_POLL: u32 = 3;
+/// How long a plug that has locked itself after wrong passwords is left alone: it locks for half an hour.
+pub const LOCKED_OUT: Duration = Duration::from_secs(1_800);
 /// The longest UDP datagram read.
 pub const DATAGRAM: usize = 64 * 1024;
 /// The most hosts one discovery round believes: replies come from anyone on the network.

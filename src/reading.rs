@@ -160,6 +160,14 @@ pub type ChildId = Text<48>;
 pub enum Protocol {
     /// IOT JSON over the XOR cipher, port 9999.
     IotXor,
+    /// IOT JSON over KLAP, HTTP.
+    IotKlap,
+    /// SMART JSON over KLAP, HTTP.
+    SmartKlap,
+    /// SMART JSON over TPAP, HTTP.
+    SmartTpap,
+    /// SMART JSON over AES passthrough, HTTP.
+    SmartAes,
 }
 
 impl Protocol {
@@ -168,6 +176,10 @@ impl Protocol {
     pub const fn name(self) -> &'static str {
         match self {
             Self::IotXor => "iot-xor",
+            Self::IotKlap => "iot-klap",
+            Self::SmartKlap => "smart-klap",
+            Self::SmartTpap => "smart-tpap",
+            Self::SmartAes => "smart-aes",
         }
     }
 }

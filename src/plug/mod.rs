@@ -8,6 +8,8 @@
 
 pub mod discovery;
 pub mod iot;
+pub mod klap;
+pub mod session;
 pub mod xor;
 
 use std::fmt;
@@ -360,4 +362,9 @@ impl<T: Transport> Exchange<'_, T> {
         let after = deadline.saturating_sub(now);
         within(self.clock, deadline, work).await.unwrap_or(Err(PollError::Timeout { after }))
     }
+}
+
+#[cfg(test)]
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }

@@ -75,12 +75,9 @@ impl std::error::Error for BadLength {}
 
 #[cfg(test)]
 mod tests {
+    use super::super::hex;
     use super::*;
     use proptest::prelude::*;
-
-    fn hex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
-    }
 
     #[test]
     fn known_answers() {
