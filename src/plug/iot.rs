@@ -4,10 +4,9 @@
 //! styles (floats in W, V, A, kWh on first-generation hardware, integers in mW, mV, mA, Wh on later), and each reply is
 //! judged by the keys it has. Source: replies of 12 metered devices of firmware 1.0.3 to 1.2.6.
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
-use super::PollError;
+use super::{PollError, lenient};
 use crate::reading::{Alias, ChildId, Label, MAX_OUTLETS, Mac, OutletFacts, PlugFacts, Protocol, Relay};
 use crate::units::{Dbm, Milliamps, Millivolts, MilliwattHours, Milliwatts, OutOfRange};
 
@@ -68,11 +67,6 @@ pub struct Reply {
     pub sysinfo: Option<Sysinfo>,
     /// The answer to `get_realtime`, when it was asked.
     pub measured: Option<Measured>,
-}
-
-/// A field that is missing, null or of an unexpected type is absent: one odd field must not cost the plug.
-fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
-    Ok(serde_json::from_value(serde_json::Value::deserialize(from)?).ok())
 }
 
 #[derive(Deserialize)]

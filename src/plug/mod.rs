@@ -10,6 +10,7 @@ pub mod discovery;
 pub mod iot;
 pub mod klap;
 pub mod session;
+pub mod tdp;
 pub mod xor;
 
 use std::fmt;
@@ -18,6 +19,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use smol::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::clock::{Clock, within};
@@ -362,6 +365,11 @@ impl<T: Transport> Exchange<'_, T> {
         let after = deadline.saturating_sub(now);
         within(self.clock, deadline, work).await.unwrap_or(Err(PollError::Timeout { after }))
     }
+}
+
+/// A field that is missing, null or of an unexpected type is absent: one odd field must not cost the plug.
+fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
+    Ok(serde_json::from_value(serde_json::Value::deserialize(from)?).ok())
 }
 
 #[cfg(test)]
