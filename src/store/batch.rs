@@ -170,8 +170,8 @@ impl Header {
 }
 
 /// The last value of each column; what the next entry's differences are taken from.
-#[derive(Default)]
-struct Columns {
+#[derive(Debug, Default)]
+pub(super) struct Columns {
     time: i64,
     interval_ms: u32,
     power: i64,
@@ -190,7 +190,7 @@ const NEW_INTERVAL: u8 = 64;
 const IS_LATE: u8 = 128;
 
 impl Columns {
-    fn put(&mut self, out: &mut Vec<u8>, item: &Item) {
+    pub fn put(&mut self, out: &mut Vec<u8>, item: &Item) {
         let Stored { entry, interval_ms } = item.stored;
         let bit = |present: bool, bit: u8| if present { bit } else { 0 };
         let what = match &entry {
@@ -227,7 +227,7 @@ impl Columns {
         }
     }
 
-    fn take(&mut self, input: &mut Input<'_>, device: DeviceNumber) -> Result<Item, BadBatch> {
+    pub fn take(&mut self, input: &mut Input<'_>, device: DeviceNumber) -> Result<Item, BadBatch> {
         let [bits] = input.array()?;
         let time = UnixMillis::new(take_difference(input, &mut self.time)?);
         if bits & NEW_INTERVAL != 0 {

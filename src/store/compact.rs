@@ -1,8 +1,8 @@
 //! The compaction job: head batches become chunks and buckets, what is too old goes. Runs inside a commit, in its
 //! transaction, on the committer thread.
 //!
-//! A device is due when its open entries are about to fill a chunk, or the oldest waits for [`SEAL_AGE_MS`]. Its entries are
-//! gathered from the head, put in order of time, and encoded until a page is full; the same entries go through the device's
+//! A device is due when its open entries are about to fill a chunk, or the oldest waits for [`SEAL_AGE_MS`]. Its entries,
+//! which memory has, are put in order of time, and encoded until a page is full; the same entries go through the device's
 //! fold, and the buckets it finishes into the rollup blobs. The tail moves in the same transaction, so that each entry is
 //! sealed and rolled up exactly once, whatever the moment of a crash. Head batches that every device has left behind are
 //! deleted. All steps are bounded per run; what is left over waits for the next commit.
@@ -15,6 +15,7 @@ use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, Table, WriteTr
 use super::batch;
 use super::chunk::{self, Clock, Encoder, Refused, Stored};
 use super::file::{Batches, HEAD, LATE, ROLLUP, SEALED, TAIL, Tail, tail};
+use super::recent::Block;
 use super::{BatchNumber, DeviceNumber, Item, Order, StoreError, Tier};
 use crate::rollup::Bucket;
 use crate::rollup::codec::{self, BadBlob};
@@ -56,7 +57,9 @@ impl Expiry {
 #[derive(Clone, Default)]
 pub struct Compaction {
     /// Devices to seal, at most [`DEVICES_A_RUN`].
-    pub due: Vec<DeviceNumber>,
+    pub due: Vec<Due>,
+    /// Readings that came after their time was sealed.
+    pub late: Vec<Item>,
     /// The oldest entry not sealed of all other devices.
     pub others_open_from: Option<UnixMillis>,
     /// Head batches before this commit's.
@@ -65,6 +68,17 @@ pub struct Compaction {
     pub seal_before: UnixMillis,
     /// What to delete; none when it is not yet time to look.
     pub expiry: Option<Expiry>,
+}
+
+/// A device to seal.
+#[derive(Clone)]
+pub struct Due {
+    /// Which.
+    pub device: DeviceNumber,
+    /// All its entries that are not sealed, in order of arrival, and maybe some that are.
+    pub blocks: Vec<Arc<Block>>,
+    /// So many of the last ones belong to later commits.
+    pub later: usize,
 }
 
 /// What one run did.
@@ -76,6 +90,8 @@ pub struct Compacted {
     pub dropped: Vec<(UnixMillis, BatchNumber)>,
     /// Chunks written.
     pub chunks: u64,
+    /// Devices of which entries up to a time may be deleted now.
+    pub deleted: Vec<(DeviceNumber, UnixMillis)>,
     /// Whether more is to be deleted than one run may.
     pub more_to_expire: bool,
 }
@@ -89,61 +105,36 @@ pub struct Standing {
     pub open: Vec<Stored>,
 }
 
-/// Does what `what` says. `fresh` are the entries of this commit's own batch.
-pub fn run(write: &WriteTransaction, what: &Compaction, fresh: &[Item]) -> Result<Compacted, StoreError> {
+/// Does what `what` says.
+pub fn run(write: &WriteTransaction, what: &Compaction) -> Result<Compacted, StoreError> {
     let mut done = Compacted::default();
+    if !what.late.is_empty() {
+        let mut late = write.open_table(LATE)?;
+        what.late.iter().try_for_each(|item| keep_late(&mut late, item))?;
+    }
     if !what.due.is_empty() {
-        seal_devices(write, what, fresh, &mut done)?;
+        seal_devices(write, what, &mut done)?;
     }
     let open = done.tails.iter().flat_map(|(_, standing)| standing.open.iter().map(|stored| stored.entry.time()));
     let floor = open.chain(what.others_open_from).min().unwrap_or(UnixMillis::MAX);
     drop_batches(write, &what.batches, floor, &mut done)?;
     if let Some(expiry) = &what.expiry {
-        done.more_to_expire = expire(write, expiry)?;
+        expire(write, expiry, &mut done)?;
     }
     Ok(done)
 }
 
-fn seal_devices(
-    write: &WriteTransaction,
-    what: &Compaction,
-    fresh: &[Item],
-    done: &mut Compacted,
-) -> Result<(), StoreError> {
+fn seal_devices(write: &WriteTransaction, what: &Compaction, done: &mut Compacted) -> Result<(), StoreError> {
     let mut tails = write.open_table(TAIL)?;
-    let mut open: BTreeMap<DeviceNumber, (Tail, Vec<Stored>)> = BTreeMap::new();
-    for device in &what.due {
-        open.insert(*device, (tail(&tails, *device)?, Vec::new()));
-    }
-    let mut late = write.open_table(LATE)?;
-    let mut gather = |item: &Item| -> Result<(), StoreError> {
-        let Some((tail, entries)) = open.get_mut(&item.device) else { return Ok(()) };
-        if tail.sealed_to.is_none_or(|to| item.time() > to) {
-            entries.push(item.stored);
-        } else if item.late {
-            keep_late(&mut late, item)?;
-        }
-        Ok(())
-    };
-    let head = write.open_table(HEAD)?;
-    let mut numbers: Vec<_> = what.batches.keys().map(|(_, number)| *number).collect();
-    numbers.sort(); // in order of arrival
-    for number in numbers {
-        let Some(bytes) = head.get(number.get())? else { continue };
-        match batch::decode(bytes.value(), |device| what.due.contains(&device)) {
-            Ok(items) => items.iter().try_for_each(&mut gather)?,
-            Err(why) => {
-                let what = format!("batch {}", number.get());
-                log::error!("{}", StoreError::Damaged { what, why: why.into() });
-            }
-        }
-    }
-    fresh.iter().try_for_each(gather)?;
-
     let mut sealed = write.open_table(SEALED)?;
     let mut rollups = write.open_table(ROLLUP)?;
-    for (device, (mut tail, mut entries)) in open {
-        let mut arrived = entries.clone();
+    for Due { device, blocks, later } in &what.due {
+        let device = *device;
+        let mut tail = tail(&tails, device)?;
+        let mut arrived: Vec<Stored> = blocks.iter().flat_map(|block| block.items()).map(|item| item.stored).collect();
+        arrived.truncate(arrived.len().saturating_sub(*later));
+        arrived.retain(|stored| tail.sealed_to.is_none_or(|to| stored.entry.time() > to));
+        let mut entries = arrived.clone();
         entries.sort_by_key(|stored| stored.entry.time());
         entries.dedup_by_key(|stored| stored.entry.time()); // the one that arrived first stays
         let before = done.chunks;
@@ -188,7 +179,7 @@ fn fill(entries: &[Stored], seal_before: UnixMillis) -> Option<(Vec<u8>, usize)>
     (first.entry.time() < seal_before).then(|| (encoder.finish(), count))
 }
 
-/// A reading whose time was sealed before it came: it stands alone until its batch is gone, and after.
+/// A reading whose time was sealed before it came: it stands alone.
 fn keep_late(late: &mut Table<'_, (u32, i64), &'static [u8]>, item: &Item) -> Result<(), StoreError> {
     if let Some((bytes, _)) = batch::encode(std::slice::from_ref(item)) {
         late.insert((item.device.get(), item.time().get()), bytes.as_slice())?;
@@ -270,25 +261,18 @@ fn drop_batches(
     if passed.is_empty() {
         return Ok(());
     }
-    let (mut head, mut late) = (write.open_table(HEAD)?, write.open_table(LATE)?);
+    let mut head = write.open_table(HEAD)?;
     for (first, number) in passed {
-        let Some(bytes) = head.remove(number.get())? else {
-            done.dropped.push((first, number));
-            continue;
-        };
-        // What came late into this batch and was not in a chunk must not go with it. In doubt it is kept twice: a scan
-        // shows it once.
-        if let Ok(items) = batch::decode(bytes.value(), |_| true) {
-            items.iter().filter(|item| item.late).try_for_each(|item| keep_late(&mut late, item))?;
-        }
+        head.remove(number.get())?;
         done.dropped.push((first, number));
     }
     Ok(())
 }
 
-/// Deletes what is too old, or too much, a bounded number of rows. Says whether there is more.
-fn expire(write: &WriteTransaction, expiry: &Expiry) -> Result<bool, StoreError> {
+/// Deletes what is too old, or too much, a bounded number of rows.
+fn expire(write: &WriteTransaction, expiry: &Expiry, done: &mut Compacted) -> Result<(), StoreError> {
     let mut left = EXPIRED_A_RUN;
+    let mut touched = BTreeSet::new();
     let devices: Vec<u32> = {
         let tails = write.open_table(TAIL)?;
         let keys = tails.iter()?.map(|entry| entry.map(|(key, _)| key.value()));
@@ -303,6 +287,7 @@ fn expire(write: &WriteTransaction, expiry: &Expiry) -> Result<bool, StoreError>
             for pair in starts.windows(2) {
                 if let [old, _] = pair {
                     sealed.remove(*old)?;
+                    touched.insert(*device);
                     left = left.saturating_sub(1);
                 }
             }
@@ -311,6 +296,7 @@ fn expire(write: &WriteTransaction, expiry: &Expiry) -> Result<bool, StoreError>
             let old = old.map(|entry| entry.map(|(key, _)| key.value())).collect::<Result<Vec<_>, _>>()?;
             for key in old {
                 late.remove(key)?;
+                done.deleted.push((DeviceNumber::new(*device), UnixMillis::new(key.1)));
                 left = left.saturating_sub(1);
             }
         }
@@ -324,8 +310,14 @@ fn expire(write: &WriteTransaction, expiry: &Expiry) -> Result<bool, StoreError>
             let firsts = devices.iter().map(first).collect::<Result<Vec<_>, _>>()?;
             let Some((time, device)) = firsts.into_iter().flatten().min() else { break };
             sealed.remove((device, time))?;
+            touched.insert(device);
             left -= 1;
         }
+    }
+    for device in touched {
+        let first = sealed.range((device, i64::MIN)..=(device, i64::MAX))?.next().transpose()?;
+        let left_from = first.map_or(UnixMillis::MAX, |(key, _)| UnixMillis::new(key.value().1));
+        done.deleted.push((DeviceNumber::new(device), left_from.plus(-1)));
     }
     let mut rollups = write.open_table(ROLLUP)?;
     for (tier, before) in [(Tier::QuarterHour, expiry.quarter_hour), (Tier::Hour, expiry.hour)] {
@@ -339,7 +331,8 @@ fn expire(write: &WriteTransaction, expiry: &Expiry) -> Result<bool, StoreError>
             }
         }
     }
-    Ok(left == 0)
+    done.more_to_expire = left == 0;
+    Ok(())
 }
 
 /// The buckets of a device that begin in `[from, to)`, in order of time: of `tier` up to the hour in which its sealed entries

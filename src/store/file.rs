@@ -31,7 +31,9 @@ use super::batch::{self, BadBatch, Span};
 use super::chunk::{self, Columns, Stored};
 use super::compact::{self, Compacted, Compaction, Expiry};
 use super::journal::StoreId;
-use super::{BatchNumber, Device, DeviceNumber, Item, Order, Page, Record, Scan, StoreError, Tier, scan};
+use super::recent::KEEP;
+use super::scan::{self, InMemory};
+use super::{BatchNumber, Device, DeviceNumber, Item, Order, Page, Record, Scan, StoreError, Tier};
 use crate::limits;
 use crate::reading::{Entry, Reading};
 use crate::rollup::{Bucket, Fold};
@@ -124,6 +126,10 @@ pub struct Known {
     pub newest: Option<Reading>,
     /// The last entry of its last chunk.
     pub last: Option<Stored>,
+    /// Its newest sealed entries, in order of time, then those of them that came late.
+    pub recent: Vec<Stored>,
+    /// All that the file has after this time is in `recent`. None when nothing was ever sealed.
+    pub complete_after: Option<UnixMillis>,
 }
 
 /// What a file holds when it is opened.
@@ -133,6 +139,8 @@ pub struct Contents {
     pub store_id: StoreId,
     /// Every device, in order of number.
     pub devices: Vec<Known>,
+    /// Readings that came after their time was sealed.
+    pub late: u64,
     /// Every head batch.
     pub batches: Batches,
     /// The number after the highest in the head.
@@ -186,12 +194,12 @@ impl File {
         })
     }
 
-    /// One page of a scan: sealed entries, late ones, the head `batches`, and `memory`, what no commit covers yet.
+    /// One page of a scan: sealed entries, late ones, and what is in memory.
     ///
     /// # Errors
     /// [`StoreError`] when the file cannot be read.
-    pub fn scan(&self, scan: &Scan, batches: &Batches, memory: Vec<Item>) -> Result<Page, StoreError> {
-        self.with(|database| scan::page(&database.begin_read()?, scan, batches, memory))
+    pub(super) fn scan(&self, scan: &Scan, memory: &InMemory) -> Result<Page, StoreError> {
+        self.with(|database| scan::page(&database.begin_read()?, scan, memory))
     }
 
     /// The buckets of a device that begin in `[from, to)`: of `tier` as far as they are sealed, then quarter hours, `live`
@@ -319,13 +327,13 @@ fn read_contents(database: &Database, mut visit: impl FnMut(&mut Contents, Item)
     let mut contents = Contents::default();
     let id = read.open_table(META)?.get("store_id")?.map(|id| id.value().try_into());
     contents.store_id = id.and_then(Result::ok).ok_or(StoreError::NotAStore)?;
-    let (tails, sealed) = (read.open_table(TAIL)?, read.open_table(SEALED)?);
+    let (tails, sealed, late) = (read.open_table(TAIL)?, read.open_table(SEALED)?, read.open_table(LATE)?);
+    contents.late = late.len()?;
     for entry in read.open_table(DEVICE)?.iter()? {
         let (number, bytes) = entry?;
         let number = DeviceNumber::new(number.value());
         let device = Device { number, record: read_record(number, bytes.value())? };
-        let (newest, last) = newest_sealed(&sealed, number)?;
-        contents.devices.push(Known { device, tail: tail(&tails, number)?, newest, last });
+        contents.devices.push(known(device, tail(&tails, number)?, &sealed, &late)?);
     }
     let head = read.open_table(HEAD)?;
     for entry in head.iter()? {
@@ -346,21 +354,41 @@ fn read_contents(database: &Database, mut visit: impl FnMut(&mut Contents, Item)
     Ok(contents)
 }
 
-/// The newest reading and the last entry in a device's last chunk; a damaged chunk has none.
-fn newest_sealed(
+/// What is sealed of a device, with its newest entries; a damaged chunk has none.
+fn known(
+    device: Device,
+    tail: Tail,
     sealed: &impl ReadableTable<(u32, i64), &'static [u8]>,
-    device: DeviceNumber,
-) -> Result<(Option<Reading>, Option<Stored>), StoreError> {
-    let Some(last) = sealed.range((device.get(), i64::MIN)..=(device.get(), i64::MAX))?.next_back() else {
-        return Ok((None, None));
+    late: &impl ReadableTable<(u32, i64), &'static [u8]>,
+) -> Result<Known, StoreError> {
+    let n = device.number.get();
+    let last = sealed.range((n, i64::MIN)..=(n, i64::MAX))?.next_back().transpose()?;
+    let mut recent = match &last {
+        Some((_, bytes)) => chunk::decode(bytes.value(), Columns::ALL).unwrap_or_default(),
+        None => Vec::new(),
     };
-    let (_, bytes) = last?;
-    let entries = chunk::decode(bytes.value(), Columns::ALL).unwrap_or_default();
-    let newest = entries.iter().rev().find_map(|stored| match stored.entry {
+    let newest = recent.iter().rev().find_map(|stored| match stored.entry {
         Entry::Reading(reading) => Some(reading),
         Entry::Gap { .. } => None,
     });
-    Ok((newest, entries.last().copied()))
+    let last = recent.last().copied();
+    let before = recent.drain(..recent.len().saturating_sub(KEEP)).next_back().map(|stored| stored.entry.time());
+    let first = recent.first().map(|stored| stored.entry.time().plus(-1));
+    let mut complete_after = before.or(first).or(tail.sealed_to);
+    if let Some(after) = complete_after {
+        let mut came_late = Vec::new();
+        for entry in late.range((n, after.plus(1).get())..=(n, i64::MAX))?.rev() {
+            let (key, bytes) = entry?;
+            if came_late.len() >= KEEP {
+                complete_after = Some(UnixMillis::new(key.value().1));
+                break;
+            }
+            let items = batch::decode(bytes.value(), |_| true).unwrap_or_default(); // check names what is damaged
+            came_late.extend(items.iter().map(|item| item.stored));
+        }
+        recent.extend(came_late.iter().rev());
+    }
+    Ok(Known { device, tail, newest, last, recent, complete_after })
 }
 
 pub(super) fn read_record(number: DeviceNumber, bytes: &[u8]) -> Result<Record, StoreError> {
@@ -391,8 +419,7 @@ fn write_commit(write: &WriteTransaction, commit: &Commit) -> Result<Committed, 
             ids.insert(device.record.id.to_string().as_str(), device.number.get())?;
         }
     }
-    let fresh = commit.batch.as_ref().map(|(_, items)| items.as_slice()).unwrap_or_default();
-    let compacted = compact::run(write, &commit.compaction, fresh)?;
+    let compacted = compact::run(write, &commit.compaction)?;
     Ok(Committed { span, compacted })
 }
 

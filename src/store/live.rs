@@ -61,13 +61,25 @@ impl Live {
         true
     }
 
-    /// Takes an entry that was appended before. False when it is sealed already.
-    pub fn recall(&mut self, stored: &Stored, late: bool) -> bool {
-        let is_sealed = self.sealed_to.is_some_and(|to| stored.entry.time() <= to);
-        if !is_sealed {
+    /// Takes an entry that was appended before. False when its time is sealed already.
+    pub fn recall(&mut self, stored: &Stored) -> bool {
+        let is_open = !self.is_sealed(stored.entry.time());
+        if is_open {
             self.push(stored);
         }
-        !is_sealed || late
+        is_open
+    }
+
+    /// Whether what has this time belongs to chunks.
+    #[must_use]
+    pub fn is_sealed(&self, time: UnixMillis) -> bool {
+        self.sealed_to.is_some_and(|to| time <= to)
+    }
+
+    /// The time of the last sealed entry.
+    #[must_use]
+    pub const fn sealed_to(&self) -> Option<UnixMillis> {
+        self.sealed_to
     }
 
     /// The time of the last entry in order.

@@ -17,6 +17,7 @@ pub mod file;
 pub mod hold;
 pub mod journal;
 mod live;
+mod recent;
 mod scan;
 pub mod worker;
 
@@ -37,15 +38,18 @@ use smol::lock::Mutex;
 use crate::limits;
 use crate::reading::{DeviceId, Entry, PlugFacts, Reading};
 use crate::rollup::Bucket;
+use crate::rollup::bucket::quarter_hour;
 use crate::rollup::codec::BadBlob;
 use crate::units::{MilliwattHours, UnixMillis};
 use batch::BadBatch;
 use chunk::{BadChunk, Columns, Stored};
 pub use compact::Expiry;
-use compact::{Compacted, Compaction};
+use compact::{Compacted, Compaction, Due};
 use file::{Batches, Commit, Disk, File};
 use journal::{Journal, StoreId};
 use live::Live;
+use recent::Recent;
+use scan::InMemory;
 use worker::Worker;
 
 /// A device's number in this store: small, dense from 0, never used again.
@@ -210,14 +214,13 @@ impl Scan {
         }
     }
 
+    /// Whether a row of one of the devices belongs to the page or a later one.
     fn covers(&self, row: &Row) -> bool {
         let beyond = |after: Position| match self.order {
             Order::Ascending => row.position() > after,
             Order::Descending => row.position() < after,
         };
-        self.devices.contains(&row.device)
-            && (self.from..self.to).contains(&row.reading.time)
-            && self.after.is_none_or(beyond)
+        (self.from..self.to).contains(&row.reading.time) && self.after.is_none_or(beyond)
     }
 }
 
@@ -597,11 +600,35 @@ struct Outgoing {
     items: Arc<Vec<Item>>,
 }
 
+/// Which state of some devices an answer shows. Another one means that the answer may be another; the same one, in the same
+/// run of the program or a later one, that it is not. Ask for it before the answer is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DataVersion(u64);
+
+impl DataVersion {
+    /// As a number, to be compared for equality.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// A device and what is going on with it.
 struct Kept {
     device: Device,
     live: Live,
     latest: Option<Reading>,
+    recent: Recent,
+    /// The number of its last change, and of the last one that was more than a reading in order of time.
+    changed: u64,
+    disturbed: u64,
+}
+
+impl Kept {
+    fn new(device: Device) -> Self {
+        let recent = Recent::new(device.number, None);
+        Self { device, live: Live::default(), latest: None, recent, changed: 0, disturbed: 0 }
+    }
 }
 
 #[derive(Default)]
@@ -615,7 +642,11 @@ struct Memory {
     pending: VecDeque<Item>,
     outgoing: Option<Outgoing>,
     journal: Option<Journal>,
-    /// Every committed head batch. Shared with the scans under way.
+    /// Readings found in the head whose time was sealed before they came; the next commit makes sure that they stay.
+    late: Vec<Item>,
+    /// Changes so far. It begins with a random number, so that two runs have none in common.
+    changes: u64,
+    /// Every committed head batch.
     batches: Arc<Batches>,
     next_batch: BatchNumber,
     /// When it was last looked what is too old.
@@ -636,8 +667,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`] with what to do about it.
     pub fn open(disk: Disk, keeping: Keeping) -> Result<Self, StoreError> {
-        let mut memory = Memory::default();
+        let mut memory = Memory { changes: fastrand::u64(..u64::MAX / 4), ..Memory::default() };
         let (file, contents) = File::open(disk, |contents, item| memory.recall(contents, &item))?;
+        memory.figures.readings += contents.late;
         memory.know(contents.devices);
         for (batch, why) in &contents.damaged {
             let what = format!("batch {}", batch.get());
@@ -692,9 +724,13 @@ impl Store {
         });
         if changed {
             memory.changed.insert(number);
+            memory.note_change(number, true);
         }
         for id in facts.metered_ids() {
-            memory.number_of(id, seen);
+            let number = memory.number_of(id, seen);
+            if changed {
+                memory.note_change(number, true);
+            }
         }
     }
 
@@ -714,6 +750,7 @@ impl Store {
         let number = memory.number_of(id, reading.time);
         if let Some(kept) = memory.devices.get_mut(number.index()) {
             kept.latest = Some(reading);
+            memory.note_change(number, false);
         }
     }
 
@@ -750,6 +787,7 @@ impl Store {
             let done = written.map_err(StoreError::from).flatten()?;
             let mut memory = self.memory.borrow_mut();
             memory.outgoing = None;
+            memory.late.clear();
             memory.note_written(&commit.devices);
             if let (Some((number, items)), Some(span)) = (&commit.batch, done.span) {
                 Arc::make_mut(&mut memory.batches).insert((span.first, *number), span.last);
@@ -806,20 +844,38 @@ impl Store {
         Figures { pending, head_batches: memory.batches.len(), ..memory.figures }
     }
 
-    /// One page of a scan.
+    /// The version of what the store says of `ids` before `to`. Cheap: it touches one number of each device.
+    ///
+    /// It changes with every reading of one of them, with what arrives late, is sealed, deleted or learnt of a plug. For a
+    /// range that all of them have left behind, readings that go on in order do not count: an answer about last week stays
+    /// what it was. What depends on the time of asking (how long the last reading has held) is not in it.
+    #[must_use]
+    pub fn version(&self, ids: &[DeviceId], to: UnixMillis) -> DataVersion {
+        let memory = self.memory.borrow();
+        let kept = || ids.iter().filter_map(|id| memory.kept(*id));
+        let is_past = |kept: &Kept| kept.live.last_time().is_some_and(|last| to <= quarter_hour(last));
+        let is_settled = kept().all(is_past);
+        let last = kept().map(|kept| if is_settled { kept.disturbed } else { kept.changed }).max();
+        // A version of settled state is never one of a state that goes on.
+        DataVersion(last.unwrap_or(memory.changes) << 1 | u64::from(is_settled))
+    }
+
+    /// One page of a scan. Recent rows come from memory, whatever the disk does.
     ///
     /// # Errors
-    /// [`StoreError`] when the file cannot be read. What is damaged is left out and logged.
+    /// [`StoreError`] when the file is needed and cannot be read. What is damaged is left out and logged.
     pub async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
-        // What is in memory and which batches are on disk is taken in one go. A commit that ends before the file is read
-        // moves entries on, into a batch that is not looked at or into a chunk that is: each is seen, and shown once.
-        let (batches, entries) = {
+        // A commit that ends before the file is read seals some of what is in memory: a row seen twice is shown once.
+        let in_memory = {
             let memory = self.memory.borrow();
-            let wanted = |item: &Item| item.row().is_some_and(|row| scan.covers(&row));
-            (memory.batches.clone(), memory.uncommitted().filter(wanted).collect())
+            let devices = scan.devices.iter().filter_map(|number| memory.devices.get(number.index()));
+            InMemory::of(devices.map(|kept| &kept.recent), &scan)
         };
+        if let Some(page) = in_memory.page(&scan) {
+            return Ok(page);
+        }
         let file = self.file.clone();
-        self.reader.run(move || file.scan(&scan, &batches, entries)).await.map_err(StoreError::from).flatten()
+        self.reader.run(move || file.scan(&scan, &in_memory)).await.map_err(StoreError::from).flatten()
     }
 
     /// Everything that is committed now, as [`backup`] writes it, while recording goes on. It is read on a thread of its own,
@@ -909,10 +965,19 @@ impl Memory {
 
     /// Takes the devices of a file that is being opened.
     fn know(&mut self, devices: Vec<file::Known>) {
-        for file::Known { device, tail, newest, last } in devices {
+        for file::Known { device, tail, newest, last, recent, complete_after } in devices {
             self.numbers.insert(device.record.id, device.number);
             self.figures.readings += tail.state.readings;
-            self.devices.push(Kept { device, live: Live::after(&tail, last), latest: newest });
+            let mut kept = Kept {
+                live: Live::after(&tail, last),
+                latest: newest,
+                recent: Recent::new(device.number, complete_after),
+                ..Kept::new(device)
+            };
+            recent.iter().for_each(|stored| kept.recent.push(stored));
+            let number = kept.device.number;
+            self.devices.push(kept);
+            self.note_change(number, true);
         }
     }
 
@@ -920,10 +985,16 @@ impl Memory {
     fn recall(&mut self, contents: &mut file::Contents, item: &Item) {
         self.know(std::mem::take(&mut contents.devices));
         let Some(kept) = self.devices.get_mut(item.device.index()) else { return };
-        let is_new = kept.live.recall(&item.stored, item.late);
+        let is_open = kept.live.recall(&item.stored);
+        if is_open || item.late {
+            kept.recent.push(&item.stored);
+        }
         if let Some(row) = item.row() {
             kept.latest = Some(row.reading);
-            self.figures.readings += u64::from(is_new);
+            self.figures.readings += u64::from(is_open);
+        }
+        if item.late && !is_open {
+            self.late.push(*item);
         }
     }
 
@@ -933,10 +1004,22 @@ impl Memory {
         }
         let number = DeviceNumber(u32::try_from(self.devices.len()).unwrap_or(u32::MAX));
         let device = Device { number, record: Record { id, first_seen: seen, plug: None } };
-        self.devices.push(Kept { device, live: Live::default(), latest: None });
+        self.devices.push(Kept::new(device));
         self.numbers.insert(id, number);
         self.changed.insert(number);
+        self.note_change(number, true);
         number
+    }
+
+    /// Something changed that answers about a device may show; `disturbs`: also answers about times long past.
+    fn note_change(&mut self, number: DeviceNumber, disturbs: bool) {
+        self.changes = self.changes.wrapping_add(1);
+        if let Some(kept) = self.devices.get_mut(number.index()) {
+            kept.changed = self.changes;
+            if disturbs {
+                kept.disturbed = self.changes;
+            }
+        }
     }
 
     fn append(&mut self, id: DeviceId, stored: Stored) {
@@ -949,9 +1032,16 @@ impl Memory {
             kept.latest = Some(reading);
         }
         let late = !kept.live.push(&stored);
+        kept.recent.push(&stored);
+        self.note_change(device, late);
         if self.pending.len() >= limits::PENDING_READINGS {
             let oldest = self.pending.iter().position(|old| old.device == device).unwrap_or(0);
-            self.pending.remove(oldest);
+            if let Some(gone) = self.pending.remove(oldest)
+                && let Some(kept) = self.devices.get_mut(gone.device.index())
+            {
+                kept.recent.remove(&gone.stored);
+                self.note_change(gone.device, true);
+            }
             self.figures.dropped += 1;
         }
         let item = Item { device, stored, late };
@@ -991,9 +1081,22 @@ impl Memory {
     fn compaction(&self, keeping: &Keeping, now: UnixMillis) -> Compaction {
         let seal_before = now.plus(-compact::SEAL_AGE_MS);
         let is_due = |kept: &&Kept| kept.live.is_due(seal_before);
-        let due: Vec<_> =
-            self.devices.iter().filter(is_due).take(compact::DEVICES_A_RUN).map(|kept| kept.device.number).collect();
-        let others = self.devices.iter().filter(|kept| !due.contains(&kept.device.number));
+        let due: Vec<_> = self.devices.iter().filter(is_due).take(compact::DEVICES_A_RUN).collect();
+        let due: Vec<_> = due
+            .iter()
+            .map(|kept| Due {
+                device: kept.device.number,
+                blocks: kept.recent.blocks(),
+                later: self.pending_of(kept.device.number),
+            })
+            .collect();
+        let is_other = |kept: &&Kept| due.iter().all(|due| due.device != kept.device.number);
+        let others = self.devices.iter().filter(is_other);
+        let outgoing = self.outgoing.iter().flat_map(|outgoing| outgoing.items.iter());
+        let is_sealed = |item: &&Item| {
+            let kept = self.devices.get(item.device.index());
+            item.late && kept.is_some_and(|kept| kept.live.is_sealed(item.time()))
+        };
         let before = |kept_for: Option<Duration>| {
             kept_for.map(|kept_for| now.plus(-i64::try_from(kept_for.as_millis()).unwrap_or(i64::MAX)))
         };
@@ -1001,6 +1104,7 @@ impl Memory {
         Compaction {
             others_open_from: others.filter_map(|kept| kept.live.open_from()).min(),
             due,
+            late: self.late.iter().chain(outgoing.filter(is_sealed)).copied().collect(),
             batches: self.batches.clone(),
             seal_before,
             expiry: is_time.then(|| Expiry {
@@ -1029,21 +1133,32 @@ impl Memory {
                 batches.remove(key);
             }
         }
+        for (number, deleted_to) in compacted.deleted {
+            if let Some(kept) = self.devices.get_mut(number.index())
+                && let Some(sealed_to) = kept.live.sealed_to()
+            {
+                kept.recent.forget(deleted_to.min(sealed_to));
+                self.note_change(number, true);
+            }
+        }
         for (number, standing) in compacted.tails {
+            let later = self.pending_of(number);
             let Some(kept) = self.devices.get_mut(number.index()) else { continue };
             // The last entry may be sealed now; it still says whether a gap may begin.
             let sealed_to = standing.tail.sealed_to;
             let last = kept.live.last().filter(|last| sealed_to.is_some_and(|to| last.entry.time() <= to));
             let mut live = Live::after(&standing.tail, last);
             for stored in &standing.open {
-                live.recall(stored, false);
+                live.recall(stored);
             }
             live.learn_chunk();
             // What arrived while the commit ran.
             for item in self.pending.iter().filter(|item| item.device == number) {
-                live.recall(&item.stored, item.late);
+                live.recall(&item.stored);
             }
             kept.live = live;
+            kept.recent.give_up(sealed_to, later);
+            self.note_change(number, true);
         }
     }
 
@@ -1056,6 +1171,11 @@ impl Memory {
         let entries = outgoing.chain(&self.pending).filter_map(|item| named(item).map(|id| (id, item)));
         journal.restart(self.next_batch, entries);
         self.journal = Some(journal);
+    }
+
+    /// Entries of a device that no batch has taken yet.
+    fn pending_of(&self, number: DeviceNumber) -> usize {
+        self.pending.iter().filter(|item| item.device == number).count()
     }
 
     fn uncommitted(&self) -> impl Iterator<Item = Item> + '_ {

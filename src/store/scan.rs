@@ -1,19 +1,19 @@
-//! One page of a scan, read in one snapshot of the file.
+//! One page of a scan, read in one snapshot of the file, or from memory alone.
 //!
-//! Rows come from four places: sealed chunks, readings that came late, head batches, and what is only in memory. An entry
-//! of the head that is not late counts only beyond its device's sealed time, so that it is seen once while its batch waits
-//! for other devices. The places are read a step at a time, always the one that is furthest behind, and no further than
-//! the page needs; memory holds a page and one chunk or batch.
+//! Rows come from three places: what is in memory, sealed chunks, and readings that came late. A row may be in two of
+//! them; it is shown once. Memory and chunks are read a step at a time, always the one that is furthest behind, and no
+//! further than the page needs, so that no more is decoded than a page and one chunk or block of each device.
 
-use std::collections::BTreeMap;
 use std::iter::Peekable;
+use std::sync::Arc;
 
 use redb::{AccessGuard, Range, ReadOnlyTable, ReadTransaction};
 
 use super::batch;
 use super::chunk;
-use super::file::{Batches, HEAD, LATE, SEALED, TAIL, tail};
-use super::{BATCH_SPAN, BatchNumber, DeviceNumber, Item, Order, Page, Row, Scan, StoreError};
+use super::file::{LATE, SEALED};
+use super::recent::{Block, Recent};
+use super::{DeviceNumber, Item, Order, Page, Row, Scan, StoreError};
 use crate::limits;
 use crate::reading::Entry;
 use crate::units::UnixMillis;
@@ -21,52 +21,62 @@ use crate::units::UnixMillis;
 /// Rows kept beyond what the page needs before they are sorted and cut.
 const SLACK: usize = 4_096;
 
-/// The page. `memory` holds what no commit covers, `batches` every head batch that was committed before.
-pub(super) fn page(
-    read: &ReadTransaction,
-    scan: &Scan,
-    batches: &Batches,
-    memory: Vec<Item>,
-) -> Result<Page, StoreError> {
-    let tails = read.open_table(TAIL)?;
-    let mut sealed_to = BTreeMap::new();
-    for device in &scan.devices {
-        sealed_to.insert(*device, tail(&tails, *device)?.sealed_to);
+/// What of the devices of a scan is in memory, in its range.
+pub(super) struct InMemory {
+    blocks: Vec<Vec<Arc<Block>>>,
+    /// All rows later than this are in `blocks`.
+    complete_after: Option<UnixMillis>,
+}
+
+impl InMemory {
+    /// Of `devices`, those that the scan names. Those that are unknown have nothing.
+    pub fn of<'a>(devices: impl Iterator<Item = &'a Recent>, scan: &Scan) -> Self {
+        let (from, to) = scan.bounds();
+        let mut found = Self { blocks: Vec::new(), complete_after: None };
+        for recent in devices {
+            found.complete_after = found.complete_after.max(recent.complete_after());
+            found.blocks.push(recent.blocks_in(from, to));
+        }
+        found
     }
-    let mut found = Found { scan, sealed_to, limit: scan.limit.min(limits::PAGE_ROWS), rows: Vec::new() };
-    for item in memory {
-        found.add_item(&item);
+
+    fn sources<'a>(&self, scan: &Scan) -> Vec<Source<'a>> {
+        self.blocks.iter().map(|blocks| Source::Blocks(Blocks::new(blocks.clone(), scan.order))).collect()
     }
+
+    /// The page, when it can be made of memory alone.
+    pub fn page(&self, scan: &Scan) -> Option<Page> {
+        let (from, _) = scan.bounds();
+        let is_covered = self.complete_after.is_none_or(|after| from > after);
+        if !is_covered && scan.order == Order::Ascending {
+            return None;
+        }
+        let mut found = Found::new(scan, self.complete_after.filter(|_| !is_covered));
+        found.read(self.sources(scan)).ok()?;
+        let page = found.into_page();
+        (is_covered || page.more).then_some(page)
+    }
+}
+
+/// The page, from the file and from memory.
+pub(super) fn page(read: &ReadTransaction, scan: &Scan, memory: &InMemory) -> Result<Page, StoreError> {
+    let mut found = Found::new(scan, None);
     let late = read.open_table(LATE)?;
     for device in &scan.devices {
         found.add_late(&late, *device)?;
     }
     let sealed = read.open_table(SEALED)?;
-    let mut sources = vec![Source::Head(Head::new(read.open_table(HEAD)?, scan, batches))];
+    let mut sources = memory.sources(scan);
     for device in &scan.devices {
         sources.push(Source::Chunks(Box::new(Chunks::new(&sealed, scan, *device)?)));
     }
-    loop {
-        let horizons = sources.iter_mut().map(Source::horizon).enumerate();
-        let next = horizons.filter_map(|(n, horizon)| horizon.map(|horizon| (horizon, n)));
-        let next = match scan.order {
-            Order::Ascending => next.min(),
-            Order::Descending => next.max(),
-        };
-        let Some((horizon, n)) = next else { break };
-        if found.is_settled_before(horizon) {
-            break;
-        }
-        if let Some(source) = sources.get_mut(n) {
-            source.step(&mut found)?;
-        }
-    }
+    found.read(sources)?;
     Ok(found.into_page())
 }
 
 /// A place that rows come from, read a step at a time.
 enum Source<'a> {
-    Head(Head<'a>),
+    Blocks(Blocks),
     Chunks(Box<Chunks<'a>>),
 }
 
@@ -75,63 +85,50 @@ impl Source<'_> {
     /// when there are none.
     fn horizon(&mut self) -> Option<UnixMillis> {
         match self {
-            Self::Head(head) => head.horizon(),
+            Self::Blocks(blocks) => blocks.horizon(),
             Self::Chunks(chunks) => chunks.horizon(),
         }
     }
 
     fn step(&mut self, found: &mut Found<'_>) -> Result<(), StoreError> {
         match self {
-            Self::Head(head) => head.step(found),
+            Self::Blocks(blocks) => {
+                blocks.step(found);
+                Ok(())
+            }
             Self::Chunks(chunks) => chunks.step(found),
         }
     }
 }
 
-/// Head batches that overlap the range.
-struct Head<'a> {
-    table: ReadOnlyTable<u64, &'static [u8]>,
+/// One device's blocks that overlap the range.
+struct Blocks {
     order: Order,
-    batches: &'a Batches,
     /// Those still to be read, the next one last.
-    left: Vec<(UnixMillis, BatchNumber)>,
+    left: Vec<Arc<Block>>,
 }
 
-impl<'a> Head<'a> {
-    fn new(table: ReadOnlyTable<u64, &'static [u8]>, scan: &Scan, batches: &'a Batches) -> Self {
-        let (from, to) = scan.bounds();
-        let reach = (from.plus(-BATCH_SPAN), BatchNumber(0))..=(to, BatchNumber(u64::MAX));
-        let overlapping = (!reach.is_empty()).then(|| batches.range(reach)).into_iter().flatten();
-        let mut left: Vec<_> = overlapping.filter(|(_, last)| **last >= from).map(|(key, _)| *key).collect();
-        if scan.order == Order::Ascending {
-            left.reverse();
+impl Blocks {
+    fn new(mut left: Vec<Arc<Block>>, order: Order) -> Self {
+        // They are nearly in order; a step of the clock can mix them.
+        match order {
+            Order::Ascending => left.sort_by_key(|block| std::cmp::Reverse(block.first)),
+            Order::Descending => left.sort_by_key(|block| block.last),
         }
-        Self { table, order: scan.order, batches, left }
+        Self { order, left }
     }
 
     fn horizon(&self) -> Option<UnixMillis> {
-        let (first, _) = *self.left.last()?;
-        match self.order {
-            Order::Ascending => Some(first),
-            Order::Descending => {
-                // Batches hardly overlap, but a step of the clock can make one that began earlier end later.
-                let near = self.left.iter().rev().take_while(|(other, _)| *other >= first.plus(-BATCH_SPAN));
-                near.filter_map(|key| self.batches.get(key).copied()).max()
-            }
-        }
+        let next = self.left.last()?;
+        Some(match self.order {
+            Order::Ascending => next.first,
+            Order::Descending => next.last,
+        })
     }
 
-    fn step(&mut self, found: &mut Found<'_>) -> Result<(), StoreError> {
-        let Some((_, number)) = self.left.pop() else { return Ok(()) };
-        // A batch that is gone was sealed by a commit after the index was taken: its rows come from chunks.
-        let Some(bytes) = self.table.get(number.get())? else { return Ok(()) };
-        match batch::decode(bytes.value(), |device| found.sealed_to.contains_key(&device)) {
-            Ok(items) => items.iter().for_each(|item| found.add_item(item)),
-            Err(why) => {
-                log::error!("{}", StoreError::Damaged { what: format!("batch {}", number.get()), why: why.into() })
-            }
-        }
-        Ok(())
+    fn step(&mut self, found: &mut Found<'_>) {
+        let Some(block) = self.left.pop() else { return };
+        block.items().filter_map(|item| item.row()).for_each(|row| found.add(row));
     }
 }
 
@@ -217,22 +214,33 @@ impl<'a> Chunks<'a> {
 /// Rows gathered for one page.
 struct Found<'a> {
     scan: &'a Scan,
-    sealed_to: BTreeMap<DeviceNumber, Option<UnixMillis>>,
+    /// Rows up to this time are passed over.
+    after: Option<UnixMillis>,
     limit: usize,
     rows: Vec<Row>,
 }
 
-impl Found<'_> {
-    fn add_item(&mut self, item: &Item) {
-        let is_sealed = self.sealed_to.get(&item.device).is_some_and(|to| to.is_some_and(|to| item.time() <= to));
-        if item.late || !is_sealed {
-            self.rows_of(item);
-        }
+impl<'a> Found<'a> {
+    fn new(scan: &'a Scan, after: Option<UnixMillis>) -> Self {
+        Self { scan, after, limit: scan.limit.min(limits::PAGE_ROWS), rows: Vec::new() }
     }
 
-    fn rows_of(&mut self, item: &Item) {
-        if let Some(row) = item.row() {
-            self.add(row);
+    /// Reads `sources` as far as the page needs.
+    fn read(&mut self, mut sources: Vec<Source<'_>>) -> Result<(), StoreError> {
+        loop {
+            let horizons = sources.iter_mut().map(Source::horizon).enumerate();
+            let next = horizons.filter_map(|(n, horizon)| horizon.map(|horizon| (horizon, n)));
+            let next = match self.scan.order {
+                Order::Ascending => next.min(),
+                Order::Descending => next.max(),
+            };
+            let Some((horizon, n)) = next else { return Ok(()) };
+            if self.is_settled_before(horizon) {
+                return Ok(());
+            }
+            if let Some(source) = sources.get_mut(n) {
+                source.step(self)?;
+            }
         }
     }
 
@@ -253,7 +261,7 @@ impl Found<'_> {
         for entry in range.take(self.limit.saturating_add(2)) {
             let (_, bytes) = entry?;
             match batch::decode(bytes.value(), |_| true) {
-                Ok(items) => items.iter().for_each(|item| self.rows_of(item)),
+                Ok(items) => items.iter().filter_map(Item::row).for_each(|row| self.add(row)),
                 Err(why) => {
                     let what = format!("a late reading of device {}", device.get());
                     log::error!("{}", StoreError::Damaged { what, why: why.into() });
@@ -264,7 +272,7 @@ impl Found<'_> {
     }
 
     fn add(&mut self, row: Row) {
-        if self.scan.covers(&row) {
+        if self.scan.covers(&row) && self.after.is_none_or(|after| row.reading.time > after) {
             self.rows.push(row);
             if self.rows.len() > 2 * self.limit + SLACK {
                 self.sort_and_cut();
