@@ -413,7 +413,7 @@ fn a_power_cut_at_any_event_costs_no_committed_reading() {
 fn nor_while_readings_come_out_of_order() {
     let script = script(2, 70, 3, 13 * MINUTE, keeping_a_day(), true);
     let run = record(&script);
-    let effort = Effort { choices: 18, nested: 200, cuts: 1 };
+    let effort = Effort { choices: 20, nested: 200, cuts: 1 };
     let images = cut_everywhere(&run, effort, "out of order");
     println!("{images} images of {} events in {} commits", run.events.len(), run.points.len());
     assert!(images >= 11_000, "{images} images: too few to mean much");
