@@ -269,13 +269,11 @@ where
         listening: impl FnOnce(SocketAddr),
     ) -> Result<(), AgentError> {
         let app = App {
-            store: self.store.clone(),
-            fleet: self.fleet.clone(),
             requests: self.requests.clone(),
-            clock: self.outside.clock.clone(),
             access: self.access()?,
             zone: self.config.timezone.clone(),
             ready: self.ready.clone(),
+            ..App::local(self.store.clone(), self.fleet.clone(), self.outside.clock.clone())
         };
         let address = self.config.listen;
         let listener = TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })?;

@@ -2,189 +2,23 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::as_conversions)]
 #![allow(clippy::disallowed_methods)]
 
-use std::cell::{Cell, RefCell};
+mod common;
+
 use std::collections::BTreeSet;
-use std::future::Future;
-use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::Duration;
 
 use async_net::{TcpListener, TcpStream};
+use common::server::*;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
-use smol::LocalExecutor;
 use smol::io::{AsyncReadExt, AsyncWriteExt};
-use wattd::clock::{Clock, ManualClock};
+use wattd::clock::Clock;
 use wattd::http::access::{Access, Secret};
-use wattd::http::{App, serve};
+use wattd::http::serve;
 use wattd::limits;
-use wattd::poll::fleet::{Fleet, Presence, Trouble};
-use wattd::poll::requests::Requests;
-use wattd::reading::{Alias, DeviceId, Mac, OutletFacts, PlugFacts, Protocol, Reading, Relay, Text};
-use wattd::store::{Keeping, Store, on_disk, path_in};
-use wattd::units::{Millivolts, MilliwattHours, Milliwatts, UnixMillis};
-
-const NOW: i64 = 1_795_423_474_120; // 2026-11-23T08:44:34.120Z
-const FRIDGE: DeviceId = DeviceId::plug(Mac::new([0x9c, 0x53, 0x22, 0, 0, 1]));
-const STRIP: Mac = Mac::new([0x9c, 0x53, 0x22, 0, 0, 2]);
-const LEFT: DeviceId = DeviceId::outlet(STRIP, 0);
-const RIGHT: DeviceId = DeviceId::outlet(STRIP, 1);
-
-/// A server, everything behind it, and the way to talk to it.
-struct World {
-    executor: Rc<LocalExecutor<'static>>,
-    app: Rc<App>,
-    clock: Rc<ManualClock>,
-    address: SocketAddr,
-    _dir: tempfile::TempDir,
-}
-
-/// An answer as it came.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
-        let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
-        lines.find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
-    }
-
-    fn code(&self) -> String {
-        let json = self.json();
-        assert!(json["error"]["message"].as_str().is_some_and(|text| !text.is_empty()), "{json}");
-        assert!(json["error"]["hint"].as_str().is_some_and(|text| !text.is_empty()), "{json}");
-        json["error"]["code"].as_str().unwrap().to_owned()
-    }
-
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.body).unwrap()
-    }
-}
-
-fn facts(mac: Mac, alias: &str, outlets: &[&str]) -> PlugFacts {
-    PlugFacts {
-        mac,
-        alias: Alias::new(alias),
-        model: Text::new("HS110(EU)"),
-        hardware: Text::new("1.0"),
-        firmware: Text::new("1.2.6"),
-        protocol: Protocol::IotXor,
-        has_meter: true,
-        outlets: outlets.iter().map(|alias| OutletFacts { alias: Alias::new(alias), child: Text::new("00") }).collect(),
-    }
-}
-
-fn reading(time: i64, milliwatts: i64) -> Reading {
-    Reading {
-        time: UnixMillis::new(time),
-        power: Milliwatts::new(milliwatts).unwrap(),
-        voltage: Some(Millivolts::new(231_400).unwrap()),
-        current: None,
-        counter: Some(MilliwattHours::new(8_123_000).unwrap()),
-        relay: Some(Relay::On),
-    }
-}
-
-/// Runs `test` against a server with a fridge and a strip; the strip is offline.
-fn with_server<F: Future<Output = ()>>(access: Access, test: impl FnOnce(Rc<World>) -> F) {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Rc::new(Store::open(on_disk(path_in(dir.path())), Keeping::default()).unwrap());
-    let clock = Rc::new(ManualClock::at(UnixMillis::new(NOW)));
-    let mut fleet = Fleet::default();
-    for facts in [facts(FRIDGE.plug, "Fridge <b>", &[]), facts(STRIP, "Desk", &["Left", "Right"])] {
-        let address: SocketAddr = format!("192.168.1.{}:9999", facts.mac.bytes()[5]).parse().unwrap();
-        store.remember(&facts, address, UnixMillis::new(NOW - 90_000_000));
-        let mac = facts.mac;
-        fleet.meet(facts, address, None).interval = Duration::from_secs(10);
-        fleet.get_mut(mac).unwrap().presence = Presence::Online;
-    }
-    let strip = fleet.get_mut(STRIP).unwrap();
-    strip.presence = Presence::Offline { since: UnixMillis::new(NOW - 60_000) };
-    strip.last_error = Some(Trouble { time: UnixMillis::new(NOW - 50_000), text: "no answer within 5 s".to_owned() });
-    fleet.expect("192.168.1.77:9999".parse().unwrap(), Some(Alias::new("Boiler")));
-    let app = Rc::new(App {
-        store,
-        fleet: Rc::new(RefCell::new(fleet)),
-        requests: Requests::unserved(),
-        clock: clock.clone(),
-        access,
-        zone: jiff::tz::TimeZone::get("Europe/Berlin").unwrap(),
-        ready: Rc::new(Cell::new(true)),
-    });
-    let executor = Rc::new(LocalExecutor::new());
-    smol::block_on(executor.clone().run(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = executor.spawn(serve(executor.clone(), listener, app.clone(), std::future::pending()));
-        test(Rc::new(World { executor: executor.clone(), app, clock, address, _dir: dir })).await;
-        server.cancel().await;
-    }));
-}
-
-fn local() -> Access {
-    Access { loopback: true, ..Access::default() }
-}
-
-impl World {
-    /// Sends bytes, reads until the server closes.
-    async fn raw(&self, bytes: &str) -> Answer {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        stream.write_all(bytes.as_bytes()).await.unwrap();
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).await.unwrap();
-        parse(&all)
-    }
-
-    async fn get(&self, target: &str) -> Answer {
-        self.ask("GET", target, "").await
-    }
-
-    async fn ask(&self, method: &str, target: &str, headers: &str) -> Answer {
-        self.raw(&format!("{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{headers}\r\n")).await
-    }
-
-    fn append(&self, id: DeviceId, time: i64, milliwatts: i64) {
-        self.app.store.append(id, reading(time, milliwatts), Duration::from_secs(10));
-    }
-
-    async fn commit(&self) {
-        self.app.store.commit(UnixMillis::MIN).await.unwrap();
-    }
-}
-
-fn parse(all: &[u8]) -> Answer {
-    let end = all.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or_else(|| panic!("no head: {all:?}"));
-    let head = String::from_utf8(all[..end].to_vec()).unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    let mut answer = Answer { status, head, body: all[end + 4..].to_vec() };
-    if answer.header("transfer-encoding") == Some("chunked") && !answer.body.is_empty() {
-        answer.body = unchunk(&answer.body).expect("a whole chunked body");
-    }
-    answer
-}
-
-/// The body of a chunked reply. None when it breaks off.
-fn unchunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    loop {
-        let end = bytes.windows(2).position(|two| two == b"\r\n")?;
-        let length = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).ok()?, 16).ok()?;
-        bytes = &bytes[end + 2..];
-        if length == 0 {
-            return Some(body);
-        }
-        body.extend(bytes.get(..length)?);
-        bytes = bytes.get(length + 2..)?;
-    }
-}
+use wattd::poll::fleet::Presence;
+use wattd::reading::Alias;
+use wattd::units::UnixMillis;
 
 #[test]
 fn health_says_what_the_store_holds_and_readiness_waits_for_the_first_round() {
@@ -656,7 +490,7 @@ fn a_backup_is_streamed_to_its_end_and_wants_the_token_even_where_anybody_may_re
         world.append(FRIDGE, NOW - 1, 1);
         let answer = world.get("/api/v1/backup").await;
         assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/octet-stream")));
-        let file = world._dir.path().join("backup");
+        let file = world.dir.path().join("backup");
         std::fs::write(&file, &answer.body).unwrap();
         assert!(wattd::store::backup::verify(&file).unwrap().rows >= 5, "devices and the reading that waited");
         assert_eq!(world.ask("HEAD", "/api/v1/backup", "").await.status, 200);

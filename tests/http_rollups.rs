@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::as_conversions)]
 #![allow(clippy::disallowed_methods)]
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,7 +16,6 @@ use wattd::cli::args::Export;
 use wattd::cli::export;
 use wattd::clock::{Clock, ManualClock, SystemClock};
 use wattd::config::Config;
-use wattd::http::access::Access;
 use wattd::http::{App, serve};
 use wattd::poll::fleet::Presence;
 use wattd::reading::{Alias, DeviceId, Mac, OutletFacts, PlugFacts, Protocol, Reading, Relay, Text};
@@ -71,15 +70,8 @@ impl World {
             fleet.meet(facts, address, None).interval = Duration::from_secs(10);
             fleet.get_mut(mac).unwrap().presence = Presence::Online;
         }
-        let app = App {
-            store: Rc::new(store),
-            fleet: Rc::new(RefCell::new(fleet)),
-            clock: clock.clone(),
-            access: Access { loopback: true, ..Access::default() },
-            zone: zone(zone_name),
-            ready: Rc::new(Cell::new(true)),
-            requests: wattd::poll::requests::Requests::unserved(),
-        };
+        let app =
+            App { zone: zone(zone_name), ..App::local(Rc::new(store), Rc::new(RefCell::new(fleet)), clock.clone()) };
         Self { app, clock, dir }
     }
 
@@ -346,7 +338,7 @@ fn refusals_name_what_is_wrong_and_what_is_near() {
         ("/api/v1/rollups?step=1mon", 400, "bad_parameter", "did you mean 1mo?"),
         ("/api/v1/rollups?step=week", 400, "bad_parameter", "15m, 1h, 1d, 1mo"),
         ("/api/v1/rollups?stp=1h", 400, "unknown_parameter", "did you mean step?"),
-        ("/api/v1/rollups?offset=1", 400, "unknown_parameter", "known: device, step"),
+        ("/api/v1/rollups?window=1h", 400, "unknown_parameter", "known: device, step"),
         ("/api/v1/rollups?fields=energy", 400, "unknown_field", "did you mean energy_wh?"),
         ("/api/v1/rollups?fields=power_w", 400, "unknown_field", "the fields here are start"),
         ("/api/v1/rollups?fields=alias", 400, "unknown_field", "the fields here are start"),
@@ -369,6 +361,10 @@ fn refusals_name_what_is_wrong_and_what_is_near() {
         assert!(json["error"]["hint"].as_str().unwrap().contains(hint), "{target}: {json}");
     }
     assert_eq!(world.get(&format!("/api/v1/rollups?cursor={next}")).0, 200);
+    let (all, passed) = (world.buckets("order=desc"), world.buckets("order=desc&offset=3"));
+    assert_eq!(passed, all[3..], "an offset passes over rows, in either order");
+    assert_eq!(world.buckets("offset=3"), world.buckets("")[3..]);
+    assert!(world.buckets("offset=100").is_empty());
 }
 
 #[test]

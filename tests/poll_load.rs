@@ -17,7 +17,6 @@ use http_body_util::BodyExt as _;
 use smol::{LocalExecutor, Timer};
 use wattd::clock::{Clock, SystemClock};
 use wattd::http::App;
-use wattd::http::access::Access;
 use wattd::limits;
 use wattd::plug::{Patience, Tcp, Transport, discovery, xor};
 use wattd::poll::backoff::Pauses;
@@ -151,13 +150,9 @@ fn forty_dead_plugs_in_five_ways_delay_nobody_at_the_real_pace() {
 /// What `/api/v1/latest` says, through the whole of the HTTP interface but its socket.
 async fn latest(house: &House, query: &str) -> serde_json::Value {
     let app = App {
-        store: house.store.clone(),
-        fleet: house.fleet.clone(),
         requests: house.requests.clone(),
-        clock: house.clock.clone(),
-        access: Access { token: None, public_read: false, hosts: Vec::new(), loopback: true },
-        zone: jiff::tz::TimeZone::UTC,
         ready: house.ready.clone(),
+        ..App::local(house.store.clone(), house.fleet.clone(), house.clock.clone())
     };
     let request = hyper::Request::get(format!("/api/v1/latest{query}")).header("host", "127.0.0.1");
     let (head, ()) = request.body(()).unwrap().into_parts();

@@ -4,7 +4,7 @@
 //! answer in the agent: the bytes are the same. Promises bounded memory however much there is, a plain refusal while
 //! another process holds the file, and that a reader who has seen enough (`| head`) is no failure.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::rc::Rc;
 
@@ -14,9 +14,7 @@ use crate::agent;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::App;
-use crate::http::access::Access;
 use crate::http::client::{self, StreamError};
-use crate::poll::requests::Requests;
 use crate::store::{self, Keeping, Store};
 
 /// Writes what is asked for to `out`.
@@ -75,15 +73,7 @@ fn open(config: &Config, clock: Rc<dyn Clock>) -> Result<App, String> {
             plug.name.clone_from(&known.name);
         }
     }
-    Ok(App {
-        store: Rc::new(store),
-        fleet: Rc::new(RefCell::new(fleet)),
-        clock,
-        access: Access { loopback: true, ..Access::default() },
-        zone: config.timezone.clone(),
-        ready: Rc::new(Cell::new(true)),
-        requests: Requests::unserved(),
-    })
+    Ok(App { zone: config.timezone.clone(), ..App::local(Rc::new(store), Rc::new(RefCell::new(fleet)), clock) })
 }
 
 #[cfg(test)]

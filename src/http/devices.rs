@@ -9,10 +9,68 @@ use serde_json::Number;
 use crate::http::App;
 use crate::http::params::find_device;
 use crate::http::reply::{Body, Problem, json};
+use crate::http::schema::Schema::{
+    self, List as ListOf, Maybe, Number as Decimal, Object, Text, Time, Truth, Whole, Word,
+};
 use crate::poll::fleet::{Plug, Presence, Trouble};
 use crate::query::names::Names;
 use crate::reading::{DeviceId, Mac};
 use crate::store::Device;
+
+/// What [`health`] sends.
+pub const HEALTH: Schema = Object(&[
+    ("status", Word(&["ok"])),
+    ("batches", Whole),
+    ("readings_committed", Whole),
+    ("readings_pending", Whole),
+    ("readings_dropped", Whole),
+    ("version", Text),
+]);
+
+/// What [`ready`] sends.
+pub const READY: Schema = Object(&[("status", Word(&["ready"]))]);
+
+/// What [`list`] sends.
+pub const LIST: Schema = Object(&[("devices", ListOf(&DEVICE)), ("unmet", ListOf(&UNMET))]);
+
+/// What [`one`] sends.
+pub const DEVICE: Schema = Object(&[
+    ("id", Text),
+    ("alias", Text),
+    ("model", Text),
+    ("hardware", Text),
+    ("firmware", Text),
+    ("protocol", Text),
+    ("address", Text),
+    ("port", Whole),
+    ("has_meter", Truth),
+    ("online", Maybe(&Truth)),
+    ("offline_since", Maybe(&Time)),
+    ("last_seen", Maybe(&Time)),
+    ("last_error", Maybe(&TROUBLE)),
+    ("signal_dbm", Maybe(&Whole)),
+    ("interval_s", Decimal),
+    ("interval_reason", Text),
+    ("outlets", ListOf(&Object(&[("id", Text), ("alias", Text)]))),
+    (
+        "polls",
+        Object(&[
+            ("answered", Whole),
+            ("failed", Whole),
+            ("refused", Whole),
+            ("last_ms", Maybe(&Whole)),
+            ("mean_ms", Maybe(&Whole)),
+            ("worst_late_ms", Whole),
+        ]),
+    ),
+    ("outages", Object(&[("count", Whole), ("last_from", Maybe(&Time)), ("last_to", Maybe(&Time))])),
+    ("first_seen", Maybe(&Time)),
+]);
+
+const TROUBLE: Schema = Object(&[("time", Time), ("text", Text)]);
+
+const UNMET: Schema =
+    Object(&[("address", Text), ("port", Whole), ("name", Maybe(&Text)), ("last_error", Maybe(&TROUBLE))]);
 
 #[derive(Serialize)]
 struct Health {

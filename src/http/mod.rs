@@ -11,7 +11,9 @@ pub mod access;
 pub mod backup;
 pub mod client;
 pub mod devices;
+mod list;
 pub mod media;
+pub mod openapi;
 pub mod page;
 pub mod params;
 pub mod readings;
@@ -19,6 +21,7 @@ pub mod reply;
 pub mod rollups;
 pub mod routes;
 pub mod rows;
+pub mod schema;
 pub mod server;
 mod stream;
 
@@ -42,6 +45,7 @@ use routes::{Endpoint, Route};
 pub use server::serve;
 
 /// What requests are answered from.
+#[derive(Clone)]
 pub struct App {
     /// The readings.
     pub store: Rc<Store>,
@@ -60,6 +64,21 @@ pub struct App {
 }
 
 impl App {
+    /// An interface to these for this machine alone, in UTC, that is ready and reaches no plug: the parts that are otherwise
+    /// are put in their places.
+    #[must_use]
+    pub fn local(store: Rc<Store>, fleet: Rc<RefCell<Fleet>>, clock: Rc<dyn Clock>) -> Self {
+        Self {
+            store,
+            fleet,
+            requests: Requests::unserved(),
+            clock,
+            access: Access { loopback: true, ..Access::default() },
+            zone: TimeZone::UTC,
+            ready: Rc::new(Cell::new(true)),
+        }
+    }
+
     /// The answer to a request whose head is `request`. Its body, if any, is not read: a request that has one is refused.
     ///
     /// A HEAD has the headers of its GET and no body.
@@ -98,7 +117,7 @@ impl App {
         if route.endpoint == Endpoint::Backup {
             self.access.check_owner(request)?;
         }
-        let params = Params::read(request.uri.query(), route.params)?;
+        let params = Params::read(request.uri.query(), route.params())?;
         let media = media::choose(params.format()?, request, route.media)?;
         let mut response = self.dispatch(route, rest, &params, media, request, host).await?;
         if route.media.len() > 1 {
@@ -128,6 +147,7 @@ impl App {
             Endpoint::Readings => readings::readings(self, params, media, request.method == Method::HEAD).await,
             Endpoint::Rollups => rollups::rollups(self, params, media, request.method == Method::HEAD).await,
             Endpoint::Summary => rollups::summary(self, params, media).await,
+            Endpoint::OpenApi => Ok(openapi::openapi()),
             Endpoint::Backup => backup::backup(self, media, request.method == Method::HEAD).await,
         }
     }

@@ -18,6 +18,7 @@ use crate::nearest::nearest;
 use crate::query::cursor::Cursor;
 use crate::query::field::{self, BadFields, Column};
 use crate::query::names::{NameError, Names};
+use crate::query::readings::Wanted;
 use crate::query::summary::Window;
 use crate::query::time::{self, Moment};
 use crate::reading::DeviceId;
@@ -57,6 +58,23 @@ pub enum Param {
 }
 
 impl Param {
+    /// Every one.
+    pub const ALL: &'static [Self] = &[
+        Self::Device,
+        Self::Start,
+        Self::End,
+        Self::Order,
+        Self::Fields,
+        Self::Limit,
+        Self::Step,
+        Self::Window,
+        Self::Cursor,
+        Self::Offset,
+        Self::Format,
+        Self::Time,
+        Self::MaxAge,
+    ];
+
     /// The name in requests.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -76,6 +94,47 @@ impl Param {
             Self::MaxAge => "max_age",
         }
     }
+
+    /// What it is for, in one line.
+    #[must_use]
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Device => {
+                "An id or, while only one device has it, an alias; may be repeated. All of them without one"
+            }
+            Self::Start => "The start of the range: RFC 3339, a date, Unix seconds or milliseconds, or relative (-24h)",
+            Self::End => "The end of the range, not in it; in the same forms, or now",
+            Self::Order => "Which end comes first",
+            Self::Fields => "Columns, comma between them, in the order wanted",
+            Self::Limit => "The most rows; a stream (NDJSON, CSV) may have more than this document says",
+            Self::Step => "The length of a bucket; days and months are those of the configured time zone",
+            Self::Window => "The time up to now: a span such as 15m, 24h or 7d, or today, or month",
+            Self::Cursor => "`next` of the page before, unchanged",
+            Self::Offset => "Rows to pass over; deeper pages are what `cursor` is for",
+            Self::Format => "In place of Accept",
+            Self::Time => "How times are written",
+            Self::MaxAge => "A plug whose reading is older is asked first",
+        }
+    }
+
+    /// What it can be, as JSON Schema.
+    #[must_use]
+    pub fn schema(self) -> serde_json::Value {
+        use serde_json::json;
+        match self {
+            Self::Device => json!({"type": "array", "items": {"type": "string"}, "maxItems": limits::REQUEST_DEVICES}),
+            Self::Order => json!({"type": "string", "enum": ["asc", "desc"]}),
+            Self::Limit => json!({"type": "integer", "minimum": 1, "maximum": limits::PAGE_ROWS}),
+            Self::Offset => json!({"type": "integer", "minimum": 0, "maximum": limits::OFFSET}),
+            Self::Step => json!({"type": "string", "enum": ["15m", "1h", "1d", "1mo"]}),
+            Self::Format => json!({"type": "string", "enum": ["json", "ndjson", "csv"]}),
+            Self::Time => json!({"type": "string", "enum": ["rfc3339", "ms"]}),
+            Self::Start | Self::End => json!({"type": "string", "examples": ["-24h", "2026-11-23T00:00:00Z", "now"]}),
+            Self::Window => json!({"type": "string", "examples": ["1h", "today"]}),
+            Self::MaxAge => json!({"type": "string", "examples": ["2s"]}),
+            Self::Fields | Self::Cursor => json!({"type": "string"}),
+        }
+    }
 }
 
 /// The parameters of one request, decoded, each one that its route takes.
@@ -90,12 +149,12 @@ impl Params {
     /// # Errors
     /// 400 for what is not UTF-8 or badly escaped, for a parameter that the route does not take, and for one that comes
     /// twice, `device` apart.
-    pub fn read(query: Option<&str>, taken: &[Param]) -> Result<Self, Problem> {
+    pub fn read(query: Option<&str>, taken: impl Iterator<Item = Param> + Clone) -> Result<Self, Problem> {
         let mut pairs: Vec<(Param, String)> = Vec::new();
         for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decode(name, true)?, decode(value, true)?);
-            let Some(param) = taken.iter().copied().find(|param| param.name() == name) else {
+            let Some(param) = taken.clone().find(|param| param.name() == name) else {
                 return Err(unknown(&name, taken));
             };
             if param == Param::Device {
@@ -171,7 +230,7 @@ impl Params {
     ///
     /// # Errors
     /// 400 for any other word.
-    pub fn order(&self) -> Result<Option<Order>, Problem> {
+    fn order(&self) -> Result<Option<Order>, Problem> {
         self.word(Param::Order, &[("asc", Order::Ascending), ("desc", Order::Descending)])
     }
 
@@ -201,29 +260,32 @@ impl Params {
         self.count(Param::Limit, 1, most)
     }
 
-    /// Rows to pass over, and where the page before ended: one or the other.
+    /// The walk wanted, and the rows to pass over first: a cursor or an offset, not both.
     ///
     /// # Errors
-    /// 400 for both, for what is no number up to [`limits::OFFSET`], and for what is no cursor.
-    pub fn place(&self) -> Result<(usize, Option<Cursor>), Problem> {
+    /// 400 for both, for what is no number up to [`limits::OFFSET`], no cursor, no moment and no order.
+    pub fn walk(&self, now: UnixMillis, zone: &TimeZone) -> Result<(Wanted, usize), Problem> {
         let offset = self.count(Param::Offset, 0, limits::OFFSET)?;
-        let Some(text) = self.one(Param::Cursor) else { return Ok((offset.unwrap_or(0), None)) };
-        let cursor: Cursor = text.parse().map_err(|why| {
-            let message = format!("`cursor` {} is not one of this server's", quoted(text));
-            Problem::bad("bad_cursor", message, format!("{why}"))
-        })?;
-        if offset.is_some() {
+        let cursor = self.one(Param::Cursor).map(|text| {
+            text.parse::<Cursor>().map_err(|why| {
+                let message = format!("`cursor` {} is not one of this server's", quoted(text));
+                Problem::bad("bad_cursor", message, why.to_string())
+            })
+        });
+        let cursor = cursor.transpose()?;
+        if offset.is_some() && cursor.is_some() {
             let hint = "leave out `offset`: the cursor says where to go on";
             return Err(Problem::bad("bad_parameter", "`offset` and `cursor` do not go together", hint));
         }
-        Ok((0, Some(cursor)))
+        let (start, end) = (self.moment(Param::Start, now, zone)?, self.moment(Param::End, now, zone)?);
+        Ok((Wanted { start, end, order: self.order()?, cursor }, offset.unwrap_or(0)))
     }
 
     /// The moment that `param` names.
     ///
     /// # Errors
     /// 400 for what names none.
-    pub fn moment(&self, param: Param, now: UnixMillis, zone: &TimeZone) -> Result<Option<Moment>, Problem> {
+    fn moment(&self, param: Param, now: UnixMillis, zone: &TimeZone) -> Result<Option<Moment>, Problem> {
         let Some(text) = self.one(param) else { return Ok(None) };
         time::parse(text, now, zone).map(Some).map_err(|why| {
             let message = format!("`{}` cannot be {}", param.name(), quoted(text));
@@ -302,8 +364,8 @@ pub fn decode_path(segment: &str) -> Result<String, Problem> {
     decode(segment, false).map(Cow::into_owned)
 }
 
-fn unknown(name: &str, taken: &[Param]) -> Problem {
-    let names: Vec<_> = taken.iter().map(|param| param.name()).collect();
+fn unknown(name: &str, taken: impl Iterator<Item = Param>) -> Problem {
+    let names: Vec<_> = taken.map(Param::name).collect();
     let all = if names.is_empty() { "this path takes none".to_owned() } else { format!("known: {}", names.join(", ")) };
     let hint = nearest_or(name, &names, all);
     Problem::bad("unknown_parameter", format!("there is no parameter {}", quoted(name)), hint)
@@ -355,11 +417,14 @@ mod tests {
     const TAKEN: &[Param] =
         &[Param::Device, Param::Limit, Param::Order, Param::Offset, Param::Cursor, Param::Fields, Param::MaxAge];
 
+    fn taken() -> impl Iterator<Item = Param> + Clone {
+        TAKEN.iter().copied()
+    }
+
     fn refusal(query: &str) -> (&'static str, String, String) {
-        let read = Params::read(Some(query), TAKEN).and_then(|params| {
+        let read = Params::read(Some(query), taken()).and_then(|params| {
             params.limit(10_000)?;
-            params.order()?;
-            params.place()?;
+            params.walk(UnixMillis::new(0), &TimeZone::UTC)?;
             params.max_age()?;
             params.fields(Field::OF_READINGS)
         });
@@ -395,15 +460,15 @@ mod tests {
             assert!(refused.1.contains(message) && refused.2.contains(hint), "{query}: {refused:?}");
         }
         let many = "device=a&".repeat(limits::REQUEST_DEVICES + 1);
-        assert_eq!(Params::read(Some(&many), TAKEN).unwrap_err().code, "too_many_devices");
+        assert_eq!(Params::read(Some(&many), taken()).unwrap_err().code, "too_many_devices");
     }
 
     #[test]
     fn names_and_values_are_decoded() {
-        let params = Params::read(Some("&device=K%C3%BChl+schrank&de%76ice=a%2Bb&"), TAKEN).unwrap();
+        let params = Params::read(Some("&device=K%C3%BChl+schrank&de%76ice=a%2Bb&"), taken()).unwrap();
         assert_eq!(params.all(Param::Device).collect::<Vec<_>>(), ["Kühl schrank", "a+b"]);
         assert_eq!(decode_path("a+b%20c").unwrap(), "a+b c");
-        assert_eq!(Params::read(None, TAKEN), Params::read(Some(""), &[]));
+        assert_eq!(Params::read(None, taken()), Params::read(Some(""), [].into_iter()));
     }
 
     impl PartialEq for Problem {
@@ -415,7 +480,7 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_never_panics(query in "\\PC{0,60}") {
-            let _ = Params::read(Some(&query), TAKEN);
+            let _ = Params::read(Some(&query), taken());
         }
 
         #[test]

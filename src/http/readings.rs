@@ -1,38 +1,25 @@
 //! Readings over HTTP: the newest of each device, and pages or streams of stored ones.
 
 use std::collections::BTreeSet;
-use std::rc::Rc;
 use std::time::Duration;
 
 use hyper::Response;
-use smol::future::yield_now;
 
 use crate::clock::Now;
 use crate::http::App;
+use crate::http::list::{self, List, shape};
 use crate::http::media::Media;
-use crate::http::params::{Param, Params};
-use crate::http::reply::{Body, Problem, typed, whole};
+use crate::http::params::Params;
+use crate::http::reply::{Body, Problem, whole};
 use crate::http::rows::{RowView, RowWriter, Shape};
-use crate::http::stream;
 use crate::limits;
+use crate::query::cursor::Cursor;
 use crate::query::field::Field;
 use crate::query::latest::Latest;
 use crate::query::names::Names;
-use crate::query::readings::{NoWalk, Walk, Wanted};
+use crate::query::readings::{NoWalk, Walk};
 use crate::reading::{DeviceId, Mac};
 use crate::store::{Row, Store, StoreError};
-
-/// Rows written between two turns of the executor: some milliseconds on the smallest machine.
-pub(super) const ROWS_PER_TURN: usize = 500;
-
-/// How rows are written in a media type.
-pub(super) fn shape(media: Media) -> Shape {
-    match media {
-        Media::Ndjson => Shape::Line,
-        Media::Csv => Shape::Cells,
-        _ => Shape::Object,
-    }
-}
 
 impl From<NoWalk> for Problem {
     fn from(why: NoWalk) -> Self {
@@ -98,83 +85,51 @@ pub async fn readings(app: &App, params: &Params, media: Media, head_only: bool)
     let writer =
         RowWriter { fields: params.fields(Field::OF_READINGS)?, time: params.time_form()?, shape: shape(media) };
     let now = app.clock.wall();
-    let (offset, cursor) = params.place()?;
-    let wanted = Wanted {
-        start: params.moment(Param::Start, now, &app.zone)?,
-        end: params.moment(Param::End, now, &app.zone)?,
-        order: params.order()?,
-        cursor,
-    };
-    let paged = writer.shape == Shape::Object;
-    let limit = params.limit(if paged { limits::PAGE_ROWS } else { usize::MAX })?;
+    let (wanted, offset) = params.walk(now, &app.zone)?;
     // An id without a number has no readings.
     let devices = ids.into_iter().filter_map(|id| app.store.number(id)).collect();
-    let mut walk = Walk::new(devices, Field::stored_columns(&writer.fields), wanted, now)?;
-    if paged {
-        walk.skip(&app.store, offset).await?;
-        let bytes = page(&app.store, &mut walk, limit.unwrap_or(limits::DEFAULT_ROWS), &writer).await?;
-        return Ok(whole(media, bytes));
-    }
-    if head_only {
-        return Ok(typed(media, stream::none()));
-    }
-    walk.skip(&app.store, offset).await?;
-    let head = writer.open("readings");
-    let left = limit.unwrap_or(usize::MAX);
-    let feed = Feed { store: app.store.clone(), walk, writer, left, more: true };
-    Ok(typed(media, stream::start(head, feed).await?))
+    let walk = Walk::new(devices, Field::stored_columns(&writer.fields), wanted, now)?;
+    list::send(
+        &app.store,
+        Stored { walk, writer, over: false },
+        params,
+        media,
+        (limits::DEFAULT_ROWS, offset),
+        head_only,
+    )
+    .await
 }
 
-async fn page(store: &Store, walk: &mut Walk, limit: usize, writer: &RowWriter) -> Result<Vec<u8>, StoreError> {
-    let page = walk.page(store, limit).await?;
-    let mut out = writer.open("readings");
-    for (n, row) in page.rows.iter().enumerate() {
-        if n > 0 {
-            out.push(b',');
-            if n % ROWS_PER_TURN == 0 {
-                yield_now().await;
-            }
-        }
-        write(store, writer, &mut out, row);
-    }
-    match walk.cursor().filter(|_| page.more) {
-        Some(cursor) => out.extend(format!("],\"next\":\"{cursor}\"}}\n").as_bytes()),
-        None => out.extend(b"],\"next\":null}\n"),
-    }
-    Ok(out)
-}
-
-fn write(store: &Store, writer: &RowWriter, out: &mut Vec<u8>, row: &Row) {
-    if let Some(id) = store.id(row.device) {
-        writer.write_row(out, RowView { id, reading: &row.reading, latest: None });
-    }
-}
-
-/// The rows of a walk, up to a limit, as a stream takes them.
-struct Feed {
-    store: Rc<Store>,
+/// Stored readings as a list.
+struct Stored {
     walk: Walk,
     writer: RowWriter,
-    /// Rows that may still be read.
-    left: usize,
-    /// Whether the walk goes on.
-    more: bool,
+    over: bool,
 }
 
-impl stream::Feed for Feed {
+impl List for Stored {
     type Row = Row;
 
-    async fn next_rows(&mut self) -> Result<Option<Vec<Row>>, StoreError> {
-        if !self.more || self.left == 0 {
-            return Ok(None);
-        }
-        let page = self.walk.page(&self.store, self.left.min(limits::EXPORT_ROWS)).await?;
-        self.left = self.left.saturating_sub(page.rows.len());
-        self.more = page.more;
-        Ok(Some(page.rows))
+    async fn page(&mut self, store: &Store, limit: usize) -> Result<(Vec<Row>, Option<Cursor>), StoreError> {
+        let page = self.walk.page(store, limit).await?;
+        self.over = !page.more;
+        Ok((page.rows, self.walk.cursor()))
     }
 
-    fn write(&self, out: &mut Vec<u8>, row: &Row) {
-        write(&self.store, &self.writer, out, row);
+    async fn portion(&mut self, store: &Store, about: usize) -> Result<Option<Vec<Row>>, StoreError> {
+        if self.over {
+            return Ok(None);
+        }
+        Ok(Some(self.page(store, about).await?.0))
+    }
+
+    fn open(&self) -> Vec<u8> {
+        self.writer.open("readings")
+    }
+
+    fn write(&self, store: &Store, out: &mut Vec<u8>, row: &Row) {
+        if let Some(id) = store.id(row.device) {
+            self.writer.write_row(out, RowView { id, reading: &row.reading, latest: None });
+        }
     }
 }

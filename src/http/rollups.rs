@@ -1,22 +1,19 @@
 //! Rollups over HTTP: pages or streams of buckets, and one summary of each device.
 
-use std::rc::Rc;
-
 use hyper::Response;
-use smol::future::yield_now;
 
 use crate::clock::Now;
 use crate::http::App;
+use crate::http::list::{self, List, shape};
 use crate::http::media::Media;
-use crate::http::params::{Param, Params};
-use crate::http::readings::{ROWS_PER_TURN, shape};
-use crate::http::reply::{Body, Problem, typed, whole};
+use crate::http::params::Params;
+use crate::http::reply::{Body, Problem, whole};
 use crate::http::rows::{RowWriter, Shape};
-use crate::http::stream;
 use crate::limits;
+use crate::query::cursor::Cursor;
 use crate::query::field::BucketField;
 use crate::query::names::Names;
-use crate::query::rollups::{Row, Walk, Wanted};
+use crate::query::rollups::{Row, Walk};
 use crate::query::summary::{Summary, Who};
 use crate::store::{Store, StoreError};
 
@@ -30,34 +27,38 @@ pub async fn rollups(app: &App, params: &Params, media: Media, head_only: bool) 
     let fields = params.fields(BucketField::OF_ROLLUPS)?;
     let writer = RowWriter { fields, time: params.time_form()?, shape: shape(media) };
     let now = app.clock.wall();
-    let (_, cursor) = params.place()?;
-    let wanted = Wanted {
-        step: params.step()?,
-        start: params.moment(Param::Start, now, &app.zone)?,
-        end: params.moment(Param::End, now, &app.zone)?,
-        order: params.order()?,
-        cursor,
-    };
-    let paged = writer.shape == Shape::Object;
-    let limit = params.limit(if paged { limits::PAGE_ROWS } else { usize::MAX })?;
+    let (wanted, offset) = params.walk(now, &app.zone)?;
     // An id without a number has no buckets.
     let devices = ids.into_iter().filter_map(|id| Some((app.store.number(id)?, id))).collect();
-    let walk = Walk::new(devices, wanted, &app.zone, now)?;
-    if paged {
-        let page = walk.page(&app.store, limit.unwrap_or(limits::DEFAULT_BUCKETS)).await?;
-        let mut out = write_list(&writer, "buckets", &page.rows).await;
-        match page.next {
-            Some(cursor) => out.extend(format!("],\"next\":\"{cursor}\"}}\n").as_bytes()),
-            None => out.extend(b"],\"next\":null}\n"),
-        }
-        return Ok(whole(media, out));
+    let walk = Walk::new(devices, params.step()?, wanted, &app.zone, now)?;
+    list::send(&app.store, Buckets { walk, writer }, params, media, (limits::DEFAULT_BUCKETS, offset), head_only).await
+}
+
+/// Buckets as a list.
+struct Buckets {
+    walk: Walk,
+    writer: RowWriter<BucketField>,
+}
+
+impl List for Buckets {
+    type Row = Row;
+
+    async fn page(&mut self, store: &Store, limit: usize) -> Result<(Vec<Row>, Option<Cursor>), StoreError> {
+        let page = self.walk.page(store, limit).await?;
+        Ok((page.rows, page.next))
     }
-    if head_only {
-        return Ok(typed(media, stream::none()));
+
+    async fn portion(&mut self, store: &Store, about: usize) -> Result<Option<Vec<Row>>, StoreError> {
+        self.walk.next_rows(store, about).await
     }
-    let head = writer.open("buckets");
-    let feed = Feed { store: app.store.clone(), walk, writer, left: limit.unwrap_or(usize::MAX) };
-    Ok(typed(media, stream::start(head, feed).await?))
+
+    fn open(&self) -> Vec<u8> {
+        self.writer.open("buckets")
+    }
+
+    fn write(&self, _: &Store, out: &mut Vec<u8>, row: &Row) {
+        self.writer.write_row(out, row);
+    }
 }
 
 /// What each device used in a window up to now.
@@ -76,58 +77,10 @@ pub async fn summary(app: &App, params: &Params, media: Media) -> Result<Respons
         ids.into_iter().map(|id| Who::of(id, &fleet, &app.store, Now::of(app.clock.as_ref()))).collect()
     };
     let summaries = Summary::of(&app.store, who, window).await?;
-    let mut out = write_list(&writer, "devices", &summaries).await;
+    let mut out = writer.open("devices");
+    list::write_all(&mut out, writer.shape, &summaries, |out, row| writer.write_row(out, row)).await;
     if writer.shape == Shape::Object {
         out.extend(b"]}\n");
     }
     Ok(whole(media, out))
-}
-
-/// The reply's beginning and all `rows`.
-async fn write_list<R>(writer: &RowWriter<BucketField>, name: &str, rows: &[R]) -> Vec<u8>
-where
-    for<'a> &'a R: crate::http::rows::Cells<BucketField>,
-{
-    let mut out = writer.open(name);
-    for (n, row) in rows.iter().enumerate() {
-        if n > 0 {
-            if writer.shape == Shape::Object {
-                out.push(b',');
-            }
-            if n % ROWS_PER_TURN == 0 {
-                yield_now().await;
-            }
-        }
-        writer.write_row(&mut out, row);
-    }
-    out
-}
-
-/// The rows of a walk, up to a limit, as a stream takes them.
-struct Feed {
-    store: Rc<Store>,
-    walk: Walk,
-    writer: RowWriter<BucketField>,
-    /// Rows that may still be sent.
-    left: usize,
-}
-
-impl stream::Feed for Feed {
-    type Row = Row;
-
-    async fn next_rows(&mut self) -> Result<Option<Vec<Row>>, StoreError> {
-        if self.left == 0 {
-            return Ok(None);
-        }
-        let mut rows = self.walk.next_rows(&self.store, self.left.min(limits::EXPORT_ROWS)).await?;
-        if let Some(rows) = &mut rows {
-            rows.truncate(self.left);
-            self.left = self.left.saturating_sub(rows.len());
-        }
-        Ok(rows)
-    }
-
-    fn write(&self, out: &mut Vec<u8>, row: &Row) {
-        self.writer.write_row(out, row);
-    }
 }

@@ -4,10 +4,13 @@ use std::fmt::Write;
 
 use hyper::{Response, StatusCode};
 
+use crate::http::devices;
 use crate::http::media::Media;
 use crate::http::params::Param;
 use crate::http::reply::{Body, Problem, quoted, whole};
+use crate::http::schema::Schema;
 use crate::nearest::nearest;
+use crate::query::field::{BucketField, Field, Told, tell};
 
 /// What answers a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,37 @@ pub enum Endpoint {
     Summary,
     /// Everything that is stored.
     Backup,
+    /// The contract.
+    OpenApi,
+}
+
+/// How a path is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// GET, and HEAD.
+    Get,
+    /// POST.
+    Post,
+}
+
+/// What a path sends when all is well.
+#[derive(Clone, Copy, Debug)]
+pub enum Reply {
+    /// JSON of this form.
+    Json(Schema),
+    /// Rows of columns, as JSON in a list of that name, with a cursor where the list has pages.
+    Rows {
+        /// The list's name.
+        list: &'static str,
+        /// The columns.
+        columns: fn() -> Vec<Told>,
+        /// Whether the list has pages.
+        next: bool,
+    },
+    /// An OpenAPI document.
+    OpenApi,
+    /// Something else, of this media type.
+    Other(Media),
 }
 
 /// A path and its rules.
@@ -45,128 +79,187 @@ pub struct Route {
     pub path: &'static str,
     /// What answers it.
     pub endpoint: Endpoint,
-    /// The parameters it takes.
-    pub params: &'static [Param],
+    /// How it is asked.
+    pub method: Method,
+    /// What it is for, in one line.
+    pub about: &'static str,
+    /// The parameters it takes, in groups.
+    pub params: &'static [&'static [Param]],
     /// What it can send, the usual first; empty when it sends its one thing whatever `Accept` says.
     pub media: &'static [Media],
-    /// An example and what it is for, where the landing list shows it.
-    pub example: Option<(&'static str, &'static str)>,
+    /// What it sends.
+    pub reply: Reply,
+    /// The JSON that it is sent, when it is asked with some.
+    pub body: Option<Schema>,
+    /// Examples and what they are for, for the landing list.
+    pub examples: &'static [(&'static str, &'static str)],
+}
+
+impl Route {
+    const USUAL: Self = Self {
+        path: "",
+        endpoint: Endpoint::Landing,
+        method: Method::Get,
+        about: "",
+        params: &[],
+        media: &[],
+        reply: Reply::Other(Media::Text),
+        body: None,
+        examples: &[],
+    };
+
+    /// The parameters it takes.
+    pub fn params(&self) -> impl Iterator<Item = Param> + Clone + use<> {
+        self.params.iter().copied().flatten().copied()
+    }
 }
 
 /// The path that is open to everybody.
 pub const HEALTH: &str = "/health";
 
 const ROWS: &[Media] = &[Media::Json, Media::Ndjson, Media::Csv];
+/// Of everything that is made of rows.
+const LOOKS: &[Param] = &[Param::Fields, Param::Format, Param::Time];
+/// Of a list that is walked through page by page.
+const PAGES: &[Param] = &[Param::Start, Param::End, Param::Order, Param::Limit, Param::Cursor, Param::Offset];
 
 /// Every route.
 pub const ROUTES: &[Route] = &[
-    Route { path: "/", endpoint: Endpoint::Page, params: &[], media: &[Media::Html], example: None },
-    Route { path: "/style.css", endpoint: Endpoint::Style, params: &[], media: &[], example: None },
-    Route { path: "/api/v1/", endpoint: Endpoint::Landing, params: &[], media: &[], example: None },
-    Route { path: "/api/v1", endpoint: Endpoint::Landing, params: &[], media: &[], example: None },
+    Route {
+        path: "/",
+        endpoint: Endpoint::Page,
+        about: "The page for people",
+        media: &[Media::Html],
+        reply: Reply::Other(Media::Html),
+        ..Route::USUAL
+    },
+    Route {
+        path: "/style.css",
+        endpoint: Endpoint::Style,
+        about: "Its style",
+        reply: Reply::Other(Media::Css),
+        ..Route::USUAL
+    },
+    Route { path: "/api/v1/", about: "Every path as a line to copy", ..Route::USUAL },
+    Route { path: "/api/v1", about: "The same", ..Route::USUAL },
     Route {
         path: "/api/v1/devices",
         endpoint: Endpoint::Devices,
-        params: &[],
+        about: "Every plug",
         media: &[Media::Json],
-        example: Some(("/api/v1/devices", "every plug: model, address, online, last error")),
+        reply: Reply::Json(devices::LIST),
+        examples: &[("/api/v1/devices", "every plug: model, address, online, last error")],
+        ..Route::USUAL
     },
     Route {
         path: "/api/v1/devices/{id}",
         endpoint: Endpoint::Device,
-        params: &[],
+        about: "One plug",
         media: &[Media::Json],
-        example: Some(("/api/v1/devices/ID", "one plug, by id or alias")),
+        reply: Reply::Json(devices::DEVICE),
+        examples: &[("/api/v1/devices/ID", "one plug, by id or alias")],
+        ..Route::USUAL
     },
     Route {
         path: "/api/v1/latest",
         endpoint: Endpoint::Latest,
-        params: &[Param::Device, Param::MaxAge, Param::Fields, Param::Format, Param::Time],
+        about: "The newest reading of each device",
+        params: &[&[Param::Device, Param::MaxAge], LOOKS],
         media: ROWS,
-        example: Some(("/api/v1/latest?fields=alias,power_w,online", "what each device uses now")),
+        reply: Reply::Rows { list: "readings", columns: || tell(Field::OF_LATEST), next: false },
+        examples: &[
+            ("/api/v1/latest?fields=alias,power_w,online", "what each device uses now"),
+            (
+                "/api/v1/latest?device=ID&max_age=2s",
+                "one device, asked anew if its reading is older (within poll.min_interval)",
+            ),
+        ],
+        ..Route::USUAL
     },
     Route {
         path: "/api/v1/readings",
         endpoint: Endpoint::Readings,
-        params: &[
-            Param::Device,
-            Param::Start,
-            Param::End,
-            Param::Order,
-            Param::Fields,
-            Param::Limit,
-            Param::Cursor,
-            Param::Offset,
-            Param::Format,
-            Param::Time,
-        ],
+        about: "Stored readings, newest first",
+        params: &[&[Param::Device], PAGES, LOOKS],
         media: ROWS,
-        example: Some((
-            "/api/v1/readings?start=-1h&limit=10",
-            "the newest readings; `next` is the cursor of the next page",
-        )),
+        reply: Reply::Rows { list: "readings", columns: || tell(Field::OF_READINGS), next: true },
+        examples: &[
+            ("/api/v1/readings?start=-1h&limit=10", "the newest readings; `next` is the cursor of the next page"),
+            (
+                "/api/v1/readings?device=ID&start=-7d&order=asc&format=csv",
+                "a week of one device for a spreadsheet, streamed",
+            ),
+            (
+                "/api/v1/readings?start=2026-11-23&end=2026-11-24&format=ndjson",
+                "one day, a JSON object to a line, streamed",
+            ),
+        ],
+        ..Route::USUAL
     },
     Route {
         path: "/api/v1/rollups",
         endpoint: Endpoint::Rollups,
-        params: &[
-            Param::Device,
-            Param::Step,
-            Param::Start,
-            Param::End,
-            Param::Order,
-            Param::Fields,
-            Param::Limit,
-            Param::Cursor,
-            Param::Format,
-            Param::Time,
-        ],
+        about: "Readings rolled up into quarter hours, hours, days or months, oldest first",
+        params: &[&[Param::Device, Param::Step], PAGES, LOOKS],
         media: ROWS,
-        example: Some(("/api/v1/rollups?step=1h", "energy and power by the hour, the last day")),
+        reply: Reply::Rows { list: "buckets", columns: || tell(BucketField::OF_ROLLUPS), next: true },
+        examples: &[
+            ("/api/v1/rollups?step=1h", "energy and power by the hour, the last day"),
+            (
+                "/api/v1/rollups?step=1d&start=-30d&fields=start,device,energy_wh&format=csv",
+                "Wh of each day for a spreadsheet",
+            ),
+            ("/api/v1/rollups?device=ID&step=1mo", "one device, the last twelve months"),
+        ],
+        ..Route::USUAL
     },
     Route {
         path: "/api/v1/summary",
         endpoint: Endpoint::Summary,
-        params: &[Param::Device, Param::Window, Param::Fields, Param::Format, Param::Time],
+        about: "What each device used in a window up to now",
+        params: &[&[Param::Device, Param::Window], LOOKS],
         media: ROWS,
-        example: Some(("/api/v1/summary?window=1h", "who used what in the last hour; or 24h, 7d, today, month")),
+        reply: Reply::Rows { list: "devices", columns: || tell(BucketField::OF_SUMMARY), next: false },
+        examples: &[("/api/v1/summary?window=1h", "who used what in the last hour; or 24h, 7d, today, month")],
+        ..Route::USUAL
     },
     Route {
         path: "/api/v1/backup",
         endpoint: Endpoint::Backup,
-        params: &[],
+        about: "Everything that is stored",
         media: &[Media::Bytes],
-        example: Some((
+        reply: Reply::Other(Media::Bytes),
+        examples: &[(
             "/api/v1/backup",
             "everything that is stored, for `wattd restore`: better fetched by `wattd backup FILE`",
-        )),
+        )],
+        ..Route::USUAL
     },
     Route {
         path: HEALTH,
         endpoint: Endpoint::Health,
-        params: &[],
-        media: &[],
-        example: Some((HEALTH, "alive? Always open")),
+        about: "Alive, and how much is stored; open to everybody",
+        reply: Reply::Json(devices::HEALTH),
+        examples: &[(HEALTH, "alive? Always open")],
+        ..Route::USUAL
     },
     Route {
         path: "/ready",
         endpoint: Endpoint::Ready,
-        params: &[],
-        media: &[],
-        example: Some(("/ready", "store open and first round of polls done?")),
+        about: "The store is open and the first round of polls is done",
+        reply: Reply::Json(devices::READY),
+        examples: &[("/ready", "store open and first round of polls done?")],
+        ..Route::USUAL
     },
-];
-
-/// More lines of the landing list.
-const MORE_EXAMPLES: &[(&str, &str)] = &[
-    (
-        "/api/v1/latest?device=ID&max_age=2s",
-        "one device, asked anew if its reading is older (within poll.min_interval)",
-    ),
-    ("/api/v1/readings?device=ID&start=-7d&order=asc&format=csv", "a week of one device for a spreadsheet, streamed"),
-    ("/api/v1/readings?start=2026-11-23&end=2026-11-24&format=ndjson", "one day, a JSON object to a line, streamed"),
-    ("/api/v1/rollups?step=1d&start=-30d&fields=start,device,energy_wh&format=csv", "Wh of each day for a spreadsheet"),
-    ("/api/v1/rollups?device=ID&step=1mo", "one device, the last twelve months"),
+    Route {
+        path: "/api/v1/openapi.json",
+        endpoint: Endpoint::OpenApi,
+        about: "This contract, for programs",
+        media: &[Media::Json],
+        reply: Reply::OpenApi,
+        examples: &[("/api/v1/openapi.json", "all of this for programs: OpenAPI 3.1")],
+        ..Route::USUAL
+    },
 ];
 
 /// The route of a path, and what stands in it for `{id}`.
@@ -194,13 +287,13 @@ pub fn find(path: &str) -> Result<(&'static Route, &str), Problem> {
     Err(Problem::new(StatusCode::NOT_FOUND, "not_found", format!("there is nothing at {}", quoted(path)), hint))
 }
 
-/// The list of paths as curl lines. `host` is how the client called this server, checked.
+/// The list of paths as curl lines, from the same table. `host` is how the client called this server, checked.
 #[must_use]
 pub fn landing(host: Option<&str>, wants_token: bool) -> Response<Body> {
     let host = host.unwrap_or("localhost");
     let auth = if wants_token { " -H \"Authorization: Bearer $TOKEN\"" } else { "" };
     let mut text = format!("wattd {}\n", env!("CARGO_PKG_VERSION"));
-    for (path, about) in ROUTES.iter().filter_map(|route| route.example.as_ref()).chain(MORE_EXAMPLES) {
+    for (path, about) in ROUTES.iter().flat_map(|route| route.examples) {
         let _ = write!(text, "\n# {about}\ncurl -s{auth} 'http://{host}{path}'\n"); // a String takes everything
     }
     text.push_str("\nThe page for people: http://");

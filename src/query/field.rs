@@ -6,7 +6,58 @@ use crate::store::chunk::Columns;
 /// A column of some kind of row.
 pub trait Column: Copy + PartialEq + 'static {
     /// The name in requests, replies and header lines.
-    fn name(self) -> &'static str;
+    fn name(self) -> &'static str {
+        self.tell().name
+    }
+
+    /// What there is to know of it.
+    fn tell(self) -> Told;
+}
+
+/// What a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A moment.
+    Time,
+    /// A text.
+    Text,
+    /// A decimal number, not negative.
+    Number,
+    /// A whole number, not negative.
+    Count,
+    /// True or false.
+    Truth,
+    /// A list of words.
+    Words,
+}
+
+/// A column as it is described to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Its name.
+    pub name: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// Whether it may be absent.
+    pub optional: bool,
+    /// What it means, in one line.
+    pub about: &'static str,
+}
+
+impl Told {
+    const fn always(name: &'static str, kind: Kind, about: &'static str) -> Self {
+        Self { name, kind, optional: false, about }
+    }
+
+    const fn maybe(name: &'static str, kind: Kind, about: &'static str) -> Self {
+        Self { name, kind, optional: true, about }
+    }
+}
+
+/// What there is to know of each of `columns`.
+#[must_use]
+pub fn tell(columns: &[impl Column]) -> Vec<Told> {
+    columns.iter().map(|column| column.tell()).collect()
 }
 
 /// A column of a reading.
@@ -69,19 +120,21 @@ impl Field {
 }
 
 impl Column for Field {
-    fn name(self) -> &'static str {
+    fn tell(self) -> Told {
         match self {
-            Self::Time => "time",
-            Self::Device => "device",
-            Self::Alias => "alias",
-            Self::Power => "power_w",
-            Self::Voltage => "voltage_v",
-            Self::Current => "current_a",
-            Self::Counter => "counter_wh",
-            Self::Relay => "relay",
-            Self::Total => "total_wh",
-            Self::Age => "age_ms",
-            Self::Online => "online",
+            Self::Time => Told::always("time", Kind::Time, "when the reading was taken"),
+            Self::Device => Told::always("device", Kind::Text, "the id that it is recorded under"),
+            Self::Alias => Told::always("alias", Kind::Text, "the name that people know the device by"),
+            Self::Power => Told::always("power_w", Kind::Number, "power, W"),
+            Self::Voltage => Told::maybe("voltage_v", Kind::Number, "voltage, V"),
+            Self::Current => Told::maybe("current_a", Kind::Number, "current, A"),
+            Self::Counter => Told::maybe("counter_wh", Kind::Number, "the plug's own counter, Wh"),
+            Self::Relay => Told::maybe("relay", Kind::Truth, "whether the switch is on"),
+            Self::Total => {
+                Told::maybe("total_wh", Kind::Number, "all energy since the device was first seen, Wh; never falls")
+            }
+            Self::Age => Told::maybe("age_ms", Kind::Count, "how long ago the reading was taken"),
+            Self::Online => Told::maybe("online", Kind::Truth, "whether the value is live"),
         }
     }
 }
@@ -161,24 +214,26 @@ impl BucketField {
 }
 
 impl Column for BucketField {
-    fn name(self) -> &'static str {
+    fn tell(self) -> Told {
         match self {
-            Self::Start => "start",
-            Self::End => "end",
-            Self::Device => "device",
-            Self::Alias => "alias",
-            Self::Energy => "energy_wh",
-            Self::PowerMean => "power_mean_w",
-            Self::PowerMin => "power_min_w",
-            Self::PowerMax => "power_max_w",
-            Self::On => "on_s",
-            Self::Observed => "observed_s",
-            Self::Readings => "readings",
-            Self::Flags => "flags",
-            Self::Cost => "cost",
-            Self::Total => "total_wh",
-            Self::LastSeen => "last_seen",
-            Self::Online => "online",
+            Self::Start => Told::always("start", Kind::Time, "the first moment"),
+            Self::End => Told::always("end", Kind::Time, "the first moment after the last"),
+            Self::Device => Told::always("device", Kind::Text, "the id that it is recorded under"),
+            Self::Alias => Told::always("alias", Kind::Text, "the name that people know the device by"),
+            Self::Energy => Told::maybe("energy_wh", Kind::Number, "energy, Wh"),
+            Self::PowerMean => Told::maybe("power_mean_w", Kind::Number, "time-weighted mean of the power, W"),
+            Self::PowerMin => Told::maybe("power_min_w", Kind::Number, "least power, W"),
+            Self::PowerMax => Told::maybe("power_max_w", Kind::Number, "greatest power, W"),
+            Self::On => Told::maybe("on_s", Kind::Number, "seconds for which the switch was known to be on"),
+            Self::Observed => Told::always("observed_s", Kind::Number, "seconds for which a reading was held"),
+            Self::Readings => Told::always("readings", Kind::Count, "readings taken"),
+            Self::Flags => Told::always("flags", Kind::Words, "what else is to be known"),
+            Self::Cost => Told::maybe("cost", Kind::Number, "what the energy cost"),
+            Self::Total => {
+                Told::maybe("total_wh", Kind::Number, "all energy since the device was first seen, Wh; never falls")
+            }
+            Self::LastSeen => Told::maybe("last_seen", Kind::Time, "when the newest reading was taken"),
+            Self::Online => Told::always("online", Kind::Truth, "whether that reading is live"),
         }
     }
 }

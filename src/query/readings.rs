@@ -15,7 +15,7 @@ use crate::units::UnixMillis;
 /// How far back a walk starts unless the request says so: a day, in milliseconds.
 const USUAL_SPAN: i64 = 86_400_000;
 
-/// What a request said about its walk. Absent is the usual: a day up to now, newest first, from its beginning.
+/// What a request said about its walk through a range of time. Absent is the usual of what is listed, from its beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// The start of the range.
@@ -108,10 +108,13 @@ impl Ahead {
 pub struct Walk {
     scan: Scan,
     far: UnixMillis,
+    /// Whether nothing is left of the range. What arrives now does not belong to this walk.
+    over: bool,
 }
 
 impl Walk {
-    /// The walk that a request wants, at the place where its cursor stands. Columns not named may be absent in its rows.
+    /// The walk that a request wants, at the place where its cursor stands: a day up to now, newest first, unless it says
+    /// otherwise. Columns not named may be absent in its rows.
     ///
     /// # Errors
     /// [`NoWalk`] for an empty range and a cursor of another list or the other order.
@@ -122,7 +125,7 @@ impl Walk {
         let ahead = Ahead::of(Listing::Readings, (start, end), wanted.order, Order::Descending, wanted.cursor)?;
         let Ahead { from, to, order, far } = ahead;
         let after = wanted.cursor.map(|cursor| cursor.position);
-        Ok(Self { scan: Scan { devices, from, to, order, after, limit: 0, columns }, far })
+        Ok(Self { scan: Scan { devices, from, to, order, after, limit: 0, columns }, far, over: false })
     }
 
     /// The next rows, at most `limit` and at most [`limits::PAGE_ROWS`] of them.
@@ -130,28 +133,16 @@ impl Walk {
     /// # Errors
     /// [`StoreError`] when the file cannot be read; the walk stays where it was.
     pub async fn page(&mut self, store: &Store, limit: usize) -> Result<Page, StoreError> {
-        if self.scan.devices.is_empty() || self.scan.from >= self.scan.to {
+        if self.over || self.scan.devices.is_empty() || self.scan.from >= self.scan.to {
+            self.over = true;
             return Ok(Page::default());
         }
         let page = store.scan(Scan { limit: limit.min(limits::PAGE_ROWS), ..self.scan.clone() }).await?;
         if let Some(last) = page.rows.last().map(Row::position) {
             self.go_past(last);
         }
+        self.over = !page.more;
         Ok(page)
-    }
-
-    /// Passes over `count` rows, at most [`limits::OFFSET`].
-    ///
-    /// # Errors
-    /// [`StoreError`] when the file cannot be read.
-    pub async fn skip(&mut self, store: &Store, count: usize) -> Result<(), StoreError> {
-        if count > 0 {
-            let passed = self.page(store, count.min(limits::OFFSET)).await?;
-            if !passed.more {
-                self.scan.devices.clear(); // nothing is left, and nothing that arrives now belongs to this page
-            }
-        }
-        Ok(())
     }
 
     fn go_past(&mut self, last: Position) {
@@ -162,10 +153,10 @@ impl Walk {
         }
     }
 
-    /// The cursor that goes on after the last row seen. None before the first.
+    /// The cursor that goes on after the last row seen. None before the first, and at the end.
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
-        self.scan.after.map(|position| Cursor {
+        self.scan.after.filter(|_| !self.over).map(|position| Cursor {
             listing: Listing::Readings,
             order: self.scan.order,
             position,

@@ -12,7 +12,7 @@ use jiff::ToSpan;
 use jiff::tz::TimeZone;
 
 use crate::query::cursor::{Cursor, Listing};
-use crate::query::readings::{Ahead, NoWalk};
+use crate::query::readings::{Ahead, NoWalk, Wanted};
 use crate::query::time::Moment;
 use crate::reading::DeviceId;
 use crate::rollup::civil::gather;
@@ -22,22 +22,6 @@ use crate::units::UnixMillis;
 
 const HOUR_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 24 * HOUR_MS;
-
-/// What a request said about its walk. Absent is the usual: up to now, oldest first, from its beginning; a day of quarter
-/// hours and hours, 30 days of days, 12 months of months.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// The length of a period.
-    pub step: Step,
-    /// The start of the range: periods that begin before it are not shown.
-    pub start: Option<Moment>,
-    /// Its end: periods that begin at or after it are not shown.
-    pub end: Option<Moment>,
-    /// Which end first.
-    pub order: Option<Order>,
-    /// Where an earlier page ended.
-    pub cursor: Option<Cursor>,
-}
 
 /// One period of one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,17 +68,19 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// The walk that a request wants, at the place where its cursor stands.
+    /// The walk that a request wants, at the place where its cursor stands: periods that begin in the range. The usual is a
+    /// day of quarter hours and hours, 30 days of days, 12 months of months up to now, oldest first.
     ///
     /// # Errors
     /// [`NoWalk`] for an empty range and a cursor of another list or the other order.
     pub fn new(
         devices: Vec<(DeviceNumber, DeviceId)>,
+        step: Step,
         wanted: Wanted,
         zone: &TimeZone,
         now: UnixMillis,
     ) -> Result<Self, NoWalk> {
-        let Wanted { step, cursor, .. } = wanted;
+        let cursor = wanted.cursor;
         // A period that begins in this very millisecond is in.
         let end = wanted.end.unwrap_or(Moment { time: now.plus(1), relative: true });
         let usual = || Moment { time: usual_start(step, zone, end.time), relative: end.relative };
@@ -116,11 +102,11 @@ impl Walk {
         })
     }
 
-    /// The first `limit` rows, and where to go on.
+    /// The next `limit` rows, and where to go on after them.
     ///
     /// # Errors
     /// [`StoreError`] when the file cannot be read.
-    pub async fn page(mut self, store: &Store, limit: usize) -> Result<Page, StoreError> {
+    pub async fn page(&mut self, store: &Store, limit: usize) -> Result<Page, StoreError> {
         let mut rows = Vec::new();
         while rows.len() <= limit {
             let left = limit.saturating_sub(rows.len()).saturating_add(1);
@@ -131,10 +117,16 @@ impl Walk {
         }
         let more = rows.len() > limit;
         rows.truncate(limit);
-        let last = rows.last().filter(|_| more).map(Row::position);
-        let cursor =
-            |position| Cursor { listing: Listing::Rollups(self.step), order: self.order, position, far: self.far };
-        Ok(Page { next: last.map(cursor), rows })
+        let Some(last) = rows.last().filter(|_| more) else { return Ok(Page { rows, next: None }) };
+        // What was read beyond the page is read again from the last row's period on.
+        let position = last.position();
+        self.after = Some(position);
+        match self.order {
+            Order::Ascending => self.from = last.period.start,
+            Order::Descending => self.to = last.period.end,
+        }
+        let next = Cursor { listing: Listing::Rollups(self.step), order: self.order, position, far: self.far };
+        Ok(Page { rows, next: Some(next) })
     }
 
     /// The next rows, never none of them: about so many, some hundreds more with many devices. None at the end.
@@ -236,8 +228,8 @@ mod tests {
     fn walk(step: Step, zone: &str, start: Option<&str>, end: Option<&str>) -> (String, String) {
         let zone = TimeZone::get(zone).unwrap();
         let moment = |text: Option<&str>| text.map(|text| crate::query::time::parse(text, NOW, &zone).unwrap());
-        let wanted = Wanted { step, start: moment(start), end: moment(end), order: None, cursor: None };
-        let walk = Walk::new(vec![], wanted, &zone, NOW).unwrap();
+        let wanted = Wanted { start: moment(start), end: moment(end), ..Wanted::default() };
+        let walk = Walk::new(vec![], step, wanted, &zone, NOW).unwrap();
         (walk.from.to_string(), walk.to.to_string())
     }
 

@@ -2,6 +2,7 @@
 //! store in a temporary directory, all at a quick pace.
 #![allow(dead_code)] // each test file uses a part
 
+pub mod server;
 pub mod slow_disk;
 
 use std::cell::{Cell, RefCell};
