@@ -1,12 +1,12 @@
 //! The composition root: the one place where clock, transport, disk and plugs come together.
 //!
-//! Owns the order of start and stop. Promises that what the store holds is served before the first plug is asked, and
-//! that everything read is committed before the program ends, however it is told to.
+//! Owns the order of start, reload and stop. Promises that what the store holds is served before the first plug is asked,
+//! that everything read is committed before the program ends, however it is told to, and that settings which cannot be
+//! used leave the present ones in force.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::fs::File;
-use std::future::Future;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,23 +14,27 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use async_net::TcpListener;
-use smol::LocalExecutor;
+use smol::stream::{Stream, StreamExt as _};
+use smol::{LocalExecutor, Task};
 
 use crate::clock::{self, Clock, Now, within};
-use crate::config::{Config, Keep};
+use crate::config::{Config, Keep, Loaded};
 use crate::http::access::{Access, Secret, own_host_name};
 use crate::http::{self, App};
 use crate::limits;
 use crate::plug::{Patience, Transport, discovery};
 use crate::poll::backoff::Pauses;
-use crate::poll::fleet::Fleet;
+use crate::poll::fleet::{Fleet, Presence};
 use crate::poll::requests::Requests;
 use crate::poll::{Poller, Settings, Sink, World};
 use crate::reading::{DeviceId, PlugFacts, Reading};
 use crate::store::file::Disk;
 use crate::store::hold::{Hold, Verdict};
 use crate::store::{self, Keeping, Store, StoreError};
+use crate::sys::supervisor::Supervisor;
+use crate::sys::{self, Order};
 use crate::units::UnixMillis;
+use crate::watchdog::{Pulse, Watchdog};
 
 /// What the agent takes from outside; tests bring their own.
 pub struct Outside<T> {
@@ -107,6 +111,11 @@ impl fmt::Display for AgentError {
                 write!(f, "{address} is taken; is another wattd running? Give another address with --listen")
             }
             Self::Listen { address, source } => write!(f, "listen = \"{address}\": {source}"),
+            Self::Token { path, source } if source.kind() == io::ErrorKind::PermissionDenied => write!(
+                f,
+                "http.token_file {}: {source}; the unit hands /etc/wattd/token over by itself, without this key",
+                path.display()
+            ),
             Self::Token { path, source } => write!(f, "http.token_file {}: {source}", path.display()),
             Self::StopTimeout { pending } => write!(f, "the disk did not take the last {pending} readings in time"),
             Self::System(error) => write!(f, "{error}"),
@@ -144,6 +153,38 @@ pub struct Agent<T> {
     pub ready: Rc<Cell<bool>>,
     /// The way from HTTP to the poll loop.
     requests: Requests,
+    /// What takes the readings. It holds those that wait for the clock, so a reload keeps it.
+    recorder: Rc<Recorder>,
+}
+
+/// Where HTTP is served, and to whom.
+struct Door {
+    /// As it stands in the settings; port 0 is any free one.
+    listen: SocketAddr,
+    listener: TcpListener,
+    access: Access,
+}
+
+/// What runs between the start, or a reload, and the end.
+struct Running {
+    server: Task<()>,
+    /// The server ends when this is dropped.
+    serving: smol::channel::Sender<()>,
+    polling: Task<()>,
+    committing: Task<()>,
+    supervising: Task<()>,
+}
+
+impl Running {
+    /// Ends all at once but the server, which ends by itself within [`limits::HTTP_STOP_TIME`].
+    async fn end(self) -> Task<()> {
+        let Self { server, serving, polling, committing, supervising } = self;
+        polling.cancel().await;
+        committing.cancel().await;
+        supervising.cancel().await;
+        drop(serving);
+        server
+    }
 }
 
 /// The store as the poll loop sees it.
@@ -216,11 +257,18 @@ where
         }
         let fleet = recall(&store);
         let (store, fleet) = (Rc::new(store), Rc::new(RefCell::new(fleet)));
-        Ok(Self { config, outside, executor, store, fleet, ready: Rc::default(), requests: Requests::default() })
+        let recorder = Recorder {
+            store: store.clone(),
+            clock: outside.clock.clone(),
+            hold: RefCell::default(),
+            newest: store.newest_time(),
+        };
+        let (requests, recorder) = (Requests::default(), Rc::new(recorder));
+        Ok(Self { config, outside, executor, store, fleet, ready: Rc::default(), requests, recorder })
     }
 
-    /// Starts asking plugs. Ends when the returned task is dropped.
-    pub async fn start_polling(&self) -> smol::Task<()> {
+    /// Starts asking plugs. Ends when the returned task is dropped; the pulse tells that it goes on.
+    pub async fn start_polling(&self) -> (Task<()>, Pulse) {
         let discovery = discovery::open(self.outside.plug_port).await;
         let discovery = discovery.inspect_err(|error| log::error!("no plugs can be looked for: {error}")).ok();
         let world = World {
@@ -228,17 +276,13 @@ where
             clock: self.outside.clock.clone(),
             transport: self.outside.transport.clone(),
             fleet: self.fleet.clone(),
-            sink: Rc::new(Recorder {
-                store: self.store.clone(),
-                clock: self.outside.clock.clone(),
-                hold: RefCell::default(),
-                newest: self.store.newest_time(),
-            }),
+            sink: self.recorder.clone(),
             requests: self.requests.clone(),
             ready: self.ready.clone(),
         };
         let poller = Poller::new(self.poll_settings(), world, discovery);
-        self.executor.spawn(poller.run())
+        let pulse = poller.pulse();
+        (self.executor.spawn(poller.run()), pulse)
     }
 
     fn poll_settings(&self) -> Settings {
@@ -259,47 +303,122 @@ where
         }
     }
 
-    /// Runs until `stop` is ready, then commits what is left. `listening` hears the address that HTTP is served on.
+    /// Runs until an order says to stop, then commits what is left. `listening` hears the address that HTTP is served on,
+    /// `supervisor` how the agent is.
     ///
     /// # Errors
     /// [`AgentError`] when a part does not start, or the last commit fails.
     pub async fn run(
-        self,
-        stop: impl Future<Output = &'static str>,
+        mut self,
+        mut orders: impl Stream<Item = Order> + Unpin,
+        supervisor: Supervisor,
         listening: impl FnOnce(SocketAddr),
     ) -> Result<(), AgentError> {
+        let supervisor = Rc::new(supervisor);
+        let mut door = open_door(&self.config, None).await?;
+        let address = door.listener.local_addr().map_err(AgentError::System)?;
+        self.say_hello(address);
+        listening(address);
+        let mut news = None;
+        let (reason, running) = loop {
+            let running = self.start(&door, &supervisor).await;
+            supervisor.ready(&news.take().unwrap_or_else(|| status(&self.store, &self.fleet.borrow())));
+            match self.wait(&mut orders, &door, &supervisor).await {
+                Err(reason) => break (reason, running),
+                Ok((config, new_door)) => {
+                    // Requests under way are answered to their end by what they were asked of.
+                    running.end().await.detach();
+                    self.fleet.borrow_mut().forget_configured();
+                    news = Some(self.take_over(config));
+                    door = new_door;
+                }
+            }
+        };
+        log::info!("{reason}: stopping");
+        supervisor.stopping();
+        let server = running.end().await;
+        let committed = self.commit_last().await;
+        server.await;
+        committed
+    }
+
+    /// Starts what works on the open store.
+    async fn start(&self, door: &Door, supervisor: &Rc<Supervisor>) -> Running {
         let app = App {
             requests: self.requests.clone(),
-            access: self.access()?,
+            access: door.access.clone(),
             zone: self.config.timezone.clone(),
             ready: self.ready.clone(),
             ..App::local(self.store.clone(), self.fleet.clone(), self.outside.clock.clone())
         };
-        let address = self.config.listen;
-        let listener = TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })?;
-        let address = listener.local_addr().map_err(AgentError::System)?;
-        let (stop_serving, serving_ends) = smol::channel::bounded::<()>(1);
+        let (serving, serving_ends) = smol::channel::bounded::<()>(1);
         let shutdown = async move {
             let _ = serving_ends.recv().await; // ready when the sender is dropped
         };
-        let server = self.executor.spawn(http::serve(self.executor.clone(), listener, Rc::new(app), shutdown));
-        self.say_hello(address);
-        listening(address);
+        let (executor, clock) = (&self.executor, &self.outside.clock);
+        let server = executor.spawn(http::serve(executor.clone(), door.listener.clone(), Rc::new(app), shutdown));
+        let (polling, polls) = self.start_polling().await;
+        let commits = Pulse::default();
+        let every = self.config.commit_interval;
+        let committing = executor.spawn(commit_for_ever(self.store.clone(), clock.clone(), every, commits.clone()));
+        let mut watchdog = Watchdog::default();
+        watchdog.watch("polls", polls, limits::POLLS_STUCK);
+        watchdog.watch("commits", commits, limits::COMMIT_STUCK);
+        let (store, fleet, clock) = (self.store.clone(), self.fleet.clone(), clock.clone());
+        let supervising = executor.spawn(supervise(supervisor.clone(), watchdog, store, fleet, clock));
+        Running { server, serving, polling, committing, supervising }
+    }
 
-        let polling = self.start_polling().await;
-        let committing = self.executor.spawn(commit_for_ever(
-            self.store.clone(),
-            self.outside.clock.clone(),
-            self.config.commit_interval,
-        ));
-        let reason = stop.await;
-        log::info!("{reason}: stopping");
-        polling.cancel().await;
-        committing.cancel().await;
-        drop(stop_serving);
-        let committed = self.commit_last().await;
-        server.await;
-        committed
+    /// Waits for the reason to stop, as an error, or for settings that can be used, with the door that they ask for.
+    async fn wait(
+        &self,
+        orders: &mut (impl Stream<Item = Order> + Unpin),
+        door: &Door,
+        supervisor: &Supervisor,
+    ) -> Result<(Config, Door), &'static str> {
+        loop {
+            let refused = match orders.next().await {
+                None => return Err("nobody can say stop any more"),
+                Some(Order::Stop(reason)) => return Err(reason),
+                Some(Order::Reload(loaded)) => match *loaded {
+                    Err(problems) => problems.to_string(),
+                    Ok(Loaded { config, warnings, .. }) => match open_door(&config, Some(door)).await {
+                        Err(error) => error.to_string(),
+                        Ok(door) => {
+                            warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                            return Ok((config, door));
+                        }
+                    },
+                },
+            };
+            for line in refused.lines() {
+                log::error!("the new settings are refused, the old ones stay in force: {line}");
+            }
+            let first = refused.lines().next().unwrap_or_default();
+            supervisor.status(&format!("new settings refused, the old ones are in force: {first}"));
+        }
+    }
+
+    /// Takes new settings, all but those that only a start can change. Returns what happened, in a line.
+    fn take_over(&mut self, new: Config) -> String {
+        let old = std::mem::replace(&mut self.config, new);
+        let new = &mut self.config;
+        let fixed = [
+            ("data_dir", new.data_dir != old.data_dir),
+            ("journal_dir", new.journal_dir != old.journal_dir),
+            ("retention", new.retention != old.retention),
+        ];
+        (new.data_dir, new.journal_dir, new.retention) = (old.data_dir, old.journal_dir, old.retention);
+        if new.log != old.log {
+            sys::start_log(&new.log.level, crate::config::stderr_is_journal());
+        }
+        let fixed: Vec<_> = fixed.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect();
+        let mut news = "the new settings are in force".to_owned();
+        if !fixed.is_empty() {
+            news += &format!(", but for {}, which only a restart changes", fixed.join(" and "));
+        }
+        log::info!("{news}");
+        news
     }
 
     /// Commits all that is left, within [`limits::STOP_TIME`].
@@ -318,16 +437,6 @@ where
         }
     }
 
-    fn access(&self) -> Result<Access, AgentError> {
-        let settings = &self.config.http;
-        Ok(Access {
-            token: token(&self.config)?,
-            public_read: settings.public_read,
-            hosts: settings.hosts.iter().cloned().chain(own_host_name()).collect(),
-            loopback: self.config.listen.ip().is_loopback(),
-        })
-    }
-
     fn say_hello(&self, address: SocketAddr) {
         let figures = self.store.figures();
         log::info!(
@@ -339,6 +448,65 @@ where
         );
         log::info!("readings are committed every {:?}: that much a power cut may cost", self.config.commit_interval);
         log::info!("serving http://{address}/");
+    }
+}
+
+/// Listens where `config` says, unless the `present` door stands there already, and reads who may come in.
+async fn open_door(config: &Config, present: Option<&Door>) -> Result<Door, AgentError> {
+    let listen = config.listen;
+    let listener = match present.filter(|door| door.listen == listen) {
+        Some(door) => door.listener.clone(),
+        None => TcpListener::bind(listen).await.map_err(|source| AgentError::Listen { address: listen, source })?,
+    };
+    let access = Access {
+        token: token(config)?,
+        public_read: config.http.public_read,
+        hosts: config.http.hosts.iter().cloned().chain(own_host_name()).collect(),
+        loopback: listen.ip().is_loopback(),
+    };
+    Ok(Door { listen, listener, access })
+}
+
+/// How the agent is, in a line.
+fn status(store: &Store, fleet: &Fleet) -> String {
+    let figures = store.figures();
+    let known = fleet.plugs().count();
+    let online = fleet.plugs().filter(|plug| plug.presence == Presence::Online).count();
+    format!(
+        "{online} of {known} plugs answer; {} readings on disk, {} waiting to be written",
+        figures.readings, figures.pending
+    )
+}
+
+/// Tells systemd how the agent is, and that it works, while it does.
+async fn supervise(
+    supervisor: Rc<Supervisor>,
+    watchdog: Watchdog,
+    store: Rc<Store>,
+    fleet: Rc<RefCell<Fleet>>,
+    clock: Rc<dyn Clock>,
+) {
+    if !supervisor.listens() {
+        return;
+    }
+    // Twice as often as it must be, as sd_watchdog_enabled(3) asks for.
+    let every = supervisor.watchdog.map_or(limits::STATUS_EVERY, |time| time / 2);
+    let mut said = false;
+    loop {
+        clock.sleep_until(clock.elapsed().saturating_add(every)).await;
+        match watchdog.stuck(clock.elapsed()) {
+            None => {
+                said = false;
+                supervisor.alive();
+                supervisor.status(&status(&store, &fleet.borrow()));
+            }
+            Some(stuck) if !std::mem::replace(&mut said, true) => {
+                let problem = format!("the {} are stuck, overdue by {} s", stuck.name, stuck.overdue.as_secs());
+                log::error!("{problem}: systemd is no longer told that all is well, and will start wattd anew");
+                supervisor.status(&problem);
+            }
+            Some(_) => {}
+        }
     }
 }
 
@@ -396,12 +564,14 @@ fn read_short(path: &Path) -> io::Result<String> {
 }
 
 /// Commits at a steady pace. A commit that fails is said once, and tried again with the next.
-async fn commit_for_ever(store: Rc<Store>, clock: Rc<dyn Clock>, every: Duration) {
+async fn commit_for_ever(store: Rc<Store>, clock: Rc<dyn Clock>, every: Duration, pulse: Pulse) {
     let mut failing = false;
     let mut due = clock.elapsed();
     loop {
         due = due.saturating_add(every).max(clock.elapsed());
+        pulse.rest(due);
         clock.sleep_until(due).await;
+        pulse.work(clock.elapsed());
         match store.commit(clock.wall()).await {
             Ok(committed) => {
                 if std::mem::take(&mut failing) {

@@ -9,7 +9,7 @@
 //! | level | modules |
 //! |---|---|
 //! | 0 | [`limits`], [`nearest`], [`units`] |
-//! | 1 | [`clock`], [`reading`] |
+//! | 1 | [`clock`], [`reading`], [`watchdog`] |
 //! | 2 | [`config`], [`plug`], [`rollup`] |
 //! | 3 | [`poll`], [`store`] |
 //! | 5 | [`query`] |
@@ -38,3 +38,4 @@ pub mod sim;
 pub mod store;
 pub mod sys;
 pub mod units;
+pub mod watchdog;

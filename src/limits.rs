@@ -140,3 +140,10 @@ pub const STREAM_CHUNK: usize = 16 * 1024;
 
 /// How long the last commit may take when the agent is told to stop. systemd's default patience is 90 s.
 pub const STOP_TIME: Duration = Duration::from_secs(60);
+/// How late the poll loop may turn before it counts as stuck: it never works for longer than milliseconds, and a poll has
+/// its own end at [`POLL_BUDGET`].
+pub const POLLS_STUCK: Duration = Duration::from_secs(60);
+/// How long a commit may take before it counts as stuck. Cheap cards stall for many seconds while they tidy up.
+pub const COMMIT_STUCK: Duration = Duration::from_secs(90);
+/// How often systemd is told how the program is, where it does not ask for more.
+pub const STATUS_EVERY: Duration = Duration::from_secs(60);

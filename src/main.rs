@@ -10,13 +10,15 @@ use wattd::agent::{Agent, AgentError, Outside};
 use wattd::cli::args::{self, Probing, Rounds, Verb};
 use wattd::cli::{Outcome, backup, check, config, discover, export, once, read};
 use wattd::clock::{Clock, SystemClock};
-use wattd::config::{Config, Loaded};
+use wattd::config::{Config, Loaded, Problems};
 use wattd::plug::{Tcp, xor};
+use wattd::sys::supervisor::Supervisor;
 use wattd::{store, sys};
 
 fn main() -> ExitCode {
     let invocation = args::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    let loaded = wattd::config::read(invocation.config.as_deref(), invocation.flags);
+    let read = || wattd::config::read(invocation.config.as_deref(), invocation.flags.clone());
+    let loaded = read();
     let outcome = match (invocation.verb, loaded) {
         (Verb::ConfigShow(format), loaded) => config::show(&loaded, format),
         (Verb::ConfigCheck, loaded) => config::check(&loaded),
@@ -26,7 +28,7 @@ fn main() -> ExitCode {
             smol::block_on(backup::run(&loaded.config, &SystemClock::start(), &file))
         }
         (Verb::Restore { file, existing }, Ok(loaded)) => backup::restore(&loaded.config.data_dir, &file, existing),
-        (Verb::Run(rounds), Ok(loaded)) => run(loaded, rounds),
+        (Verb::Run(rounds), Ok(loaded)) => run(loaded, rounds, read),
         (Verb::Discover { probing: Probing::DryRun, .. }, Ok(loaded)) => discover::dry_run(&loaded.config, xor::PORT),
         (Verb::Discover { format, .. }, Ok(loaded)) => {
             smol::block_on(discover::run(&loaded.config, &SystemClock::start(), xor::PORT, format))
@@ -50,12 +52,12 @@ fn finish(outcome: &Outcome) -> ExitCode {
     ExitCode::from(outcome.code)
 }
 
-fn run(loaded: Loaded, rounds: Rounds) -> Outcome {
+fn run(loaded: Loaded, rounds: Rounds, read: impl Fn() -> Result<Loaded, Problems>) -> Outcome {
     sys::start_log(&loaded.config.log.level, wattd::config::stderr_is_journal());
     for warning in &loaded.warnings {
         log::warn!("{warning}");
     }
-    match run_agent(loaded.config, rounds) {
+    match run_agent(loaded.config, rounds, read) {
         Ok(outcome) => outcome,
         Err(error) => {
             log::error!("{error}");
@@ -64,9 +66,13 @@ fn run(loaded: Loaded, rounds: Rounds) -> Outcome {
     }
 }
 
-fn run_agent(config: Config, rounds: Rounds) -> Result<Outcome, AgentError> {
+fn run_agent(
+    config: Config,
+    rounds: Rounds,
+    read: impl Fn() -> Result<Loaded, Problems>,
+) -> Result<Outcome, AgentError> {
     // First of all: whoever tells us to stop while the store opens must be heard.
-    let stop = sys::told_to_stop().map_err(AgentError::System)?;
+    let orders = sys::orders(read).map_err(AgentError::System)?;
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|source| AgentError::DataDir { path: config.data_dir.clone(), source })?;
     let clock = Rc::new(SystemClock::start());
@@ -78,7 +84,7 @@ fn run_agent(config: Config, rounds: Rounds) -> Result<Outcome, AgentError> {
     smol::block_on(executor.run(async {
         match rounds {
             Rounds::Forever => {
-                agent.run(stop, |_| ()).await?;
+                agent.run(orders, Supervisor::of(&wattd::config::unit()), |_| ()).await?;
                 Ok(Outcome::default())
             }
             Rounds::Once => once::run(agent, clock.as_ref()).await,

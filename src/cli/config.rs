@@ -94,7 +94,7 @@ mod tests {
     use crate::config::{KEYS, Machine, Sources, load};
 
     fn loaded(text: &str) -> Result<Loaded, Problems> {
-        let machine = Machine { is_root: true, zone: Some("Europe/Berlin".to_owned()) };
+        let machine = Machine { is_root: true, zone: Some("Europe/Berlin".to_owned()), ..Machine::default() };
         let env = [("WATTD_POLL_ADAPTIVE", "true"), ("WATTD_FORWARD_URL", "http://10.0.0.1/w")];
         let env = env.map(|(name, text)| (name.to_owned(), text.to_owned())).to_vec();
         load(&Sources { file: Some(("w.toml".into(), text.to_owned())), env, flags: Vec::new(), machine })

@@ -19,7 +19,7 @@ where
     T::Stream: 'static,
 {
     let start = clock.wall();
-    let polling = agent.start_polling().await;
+    let (polling, _) = agent.start_polling().await;
     while !agent.ready.get() {
         clock.sleep_until(clock.elapsed().saturating_add(LOOK_EVERY)).await;
     }

@@ -399,7 +399,7 @@ pub static KEYS: &[Key] = &[
         kind: Kind::SecretFile(|c| &mut c.account.password_file),
         default: "",
         doc: "The file with the account's password; never the password itself",
-        more: "",
+        more: "The default is systemd's credential account-password, which the unit makes of /etc/wattd/password.",
         planned: true,
     },
     Key {
@@ -453,7 +453,7 @@ pub static KEYS: &[Key] = &[
         kind: Kind::SecretFile(|c| &mut c.http.token_file),
         default: "",
         doc: "The file with the token that clients must send",
-        more: "",
+        more: "The default is systemd's credential http-token, which the unit makes of /etc/wattd/token.",
         planned: false,
     },
     Key {

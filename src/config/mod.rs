@@ -35,6 +35,11 @@ const FILE_VARIABLE: &str = "WATTD_CONFIG";
 const PREFIX: &str = "WATTD_";
 /// Variables of others that tell where data belongs.
 const PLACES: [&str; 4] = ["STATE_DIRECTORY", "RUNTIME_DIRECTORY", "XDG_DATA_HOME", "HOME"];
+/// Where systemd puts the credentials that it hands to a service.
+const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
+/// The settings whose default is a credential: section, name, and the credential's name in the unit.
+const CREDENTIALS: [(&str, &str, &str); 2] =
+    [("account", "password_file", "account-password"), ("http", "token_file", "http-token")];
 
 /// Everything that can be set. Every value lies within the bounds of its key.
 #[derive(Clone, Debug, PartialEq)]
@@ -214,6 +219,8 @@ pub struct Machine {
     pub is_root: bool,
     /// The IANA name of the system's time zone, when it has one.
     pub zone: Option<String>,
+    /// The files of the credentials that systemd handed over. A blank one is the unit's word for none, and not here.
+    pub credentials: Vec<PathBuf>,
 }
 
 /// Where a value came from, or where a problem is.
@@ -507,13 +514,45 @@ pub fn gather(file: Option<&Path>, flags: Vec<(&'static Key, String)>) -> Result
     let zone = TimeZone::try_system().ok().and_then(|zone| zone.iana_name().map(str::to_owned));
     let env = our_variables(std::env::vars_os())?;
     let file = find_file(file, &env, Path::new(DEFAULT_FILE))?;
-    Ok(Sources { file, env, flags, machine: Machine { is_root, zone } })
+    Ok(Sources { file, env, flags, machine: Machine { is_root, zone, credentials: credentials() } })
 }
 
 /// Whether stderr goes to the systemd journal, which adds the time itself and understands priorities.
 #[must_use]
 pub fn stderr_is_journal() -> bool {
-    std::env::var_os("JOURNAL_STREAM").is_some()
+    // The variable names the journal's end by device and inode; stderr may have been sent elsewhere since.
+    let names = |own: &rustix::fs::Stat| {
+        let journal = std::env::var_os("JOURNAL_STREAM")?.into_string().ok()?;
+        Some(journal == format!("{}:{}", own.st_dev, own.st_ino))
+    };
+    rustix::fs::fstat(std::io::stderr()).ok().as_ref().and_then(names).unwrap_or(false)
+}
+
+fn credentials() -> Vec<PathBuf> {
+    let Some(dir) = std::env::var_os(CREDENTIALS_DIRECTORY).map(PathBuf::from) else { return Vec::new() };
+    let paths = CREDENTIALS.iter().map(|(.., name)| dir.join(name));
+    let says_something = |path: &PathBuf| read_file(path).is_ok_and(|text| !text.trim().is_empty());
+    paths.filter(says_something).collect()
+}
+
+/// What systemd tells a service of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unit {
+    /// Where it hears how the service is: a path, or an abstract name behind an `@`.
+    pub notify_socket: Option<String>,
+    /// How often it wants to hear that the service still works, if it does.
+    pub watchdog: Option<Duration>,
+}
+
+/// What systemd tells this process. Nothing when it was started by hand.
+#[must_use]
+pub fn unit() -> Unit {
+    let text = |name| std::env::var_os(name)?.into_string().ok().filter(|value| !value.is_empty());
+    // A child of the service inherits the variables without being meant.
+    let is_ours = text("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().to_string());
+    let micros = text("WATCHDOG_USEC").filter(|_| is_ours).and_then(|micros| micros.parse().ok());
+    let watchdog = micros.filter(|micros| *micros > 0).map(Duration::from_micros);
+    Unit { notify_socket: text("NOTIFY_SOCKET"), watchdog }
 }
 
 /// Of `all` variables those that matter here.
@@ -604,6 +643,12 @@ impl Loader {
         let settings = KEYS.iter().map(setting).collect();
         let mut loader = Self { config: Config::default(), settings, problems: Vec::new(), warnings: Vec::new() };
         let places = [("data_dir", Some(data_dir(sources))), ("journal_dir", runtime_dir(sources))];
+        for (section, name, credential) in CREDENTIALS {
+            let file = sources.machine.credentials.iter().find(|path| path.ends_with(credential));
+            if let Some((key, file)) = keys::find(section, name).zip(file.and_then(|file| file.to_str())) {
+                loader.set(key, file, Origin::Variable(CREDENTIALS_DIRECTORY.to_owned()));
+            }
+        }
         for (name, place) in places {
             if let Some((key, (place, origin))) = keys::find("", name).zip(place) {
                 loader.set(key, &place, origin);

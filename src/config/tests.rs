@@ -9,7 +9,7 @@ use super::*;
 const EXAMPLE: &str = include_str!("../../systemd/wattd.toml");
 
 fn machine() -> Machine {
-    Machine { is_root: true, zone: Some("Europe/Berlin".to_owned()) }
+    Machine { is_root: true, zone: Some("Europe/Berlin".to_owned()), ..Machine::default() }
 }
 
 fn from_file(text: &str) -> Sources {
@@ -400,4 +400,21 @@ proptest! {
         let (section, bare) = typed.split_once('.').unwrap_or(("", &typed));
         prop_assert_eq!(keys::nearest_key(section, bare), Some(name));
     }
+}
+
+#[test]
+fn a_credential_is_a_default_that_the_file_overrides() {
+    let mut sources = Sources { machine: machine(), ..Sources::default() };
+    sources.machine.credentials = vec!["/run/credentials/wattd.service/http-token".into()];
+    let loaded = load(&sources).unwrap();
+    let token = "/run/credentials/wattd.service/http-token";
+    assert_eq!(loaded.config.http.token_file.as_deref(), Some(Path::new(token)));
+    assert_eq!(loaded.config.account.password_file, None);
+    let setting = loaded.settings.iter().find(|setting| setting.key == "http.token_file").unwrap();
+    assert_eq!(setting.origin, Origin::Variable("CREDENTIALS_DIRECTORY".to_owned()));
+    // It opens the door to other machines like any token.
+    sources.file = Some(("w.toml".into(), "listen = \"0.0.0.0:8650\"".to_owned()));
+    assert!(load(&sources).is_ok());
+    sources.file = Some(("w.toml".into(), "http.token_file = \"/own\"".to_owned()));
+    assert_eq!(load(&sources).unwrap().config.http.token_file.as_deref(), Some(Path::new("/own")));
 }

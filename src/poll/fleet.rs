@@ -269,6 +269,12 @@ impl Fleet {
         self.unmet.insert(address, Unmet { name, last_error: None });
     }
 
+    /// Forgets what the configuration said, before it says something else.
+    pub fn forget_configured(&mut self) {
+        self.unmet.clear();
+        self.plugs.values_mut().for_each(|plug| plug.name = None);
+    }
+
     /// No plug of its own is behind this address: the one there is watched elsewhere, or none is expected any more.
     pub fn found_elsewhere(&mut self, address: SocketAddr) {
         self.unmet.remove(&address);

@@ -28,6 +28,7 @@ use crate::plug::discovery::{Listener, Prober, Sighting};
 use crate::plug::{Answer, Client, Patience, PollError, Transport};
 use crate::reading::{Alias, DeviceId, Mac, PlugFacts, Reading};
 use crate::units::{OutOfRange, UnixMillis};
+use crate::watchdog::Pulse;
 use adaptive::{Adaptive, Bounds, Reason};
 use backoff::{Failure, Pauses};
 use fleet::{Fleet, Presence, Trouble};
@@ -121,6 +122,8 @@ struct Watched<S> {
     client: Option<Client<S>>,
     /// The poll under way; dropping it ends it.
     poll: Option<Task<()>>,
+    /// When the last poll began.
+    asked: Duration,
     /// Where it last answered a poll. None for a stranger: heard of by datagram, never met.
     home: Option<SocketAddr>,
     /// Whether a poll of it has ended, well or badly.
@@ -175,6 +178,8 @@ pub struct Poller<T: Transport> {
     settled: Duration,
     /// Whether it was said that no more plugs fit.
     full: bool,
+    /// What tells that the loop turns.
+    pulse: Pulse,
 }
 
 impl<T: Transport + 'static> Poller<T>
@@ -207,6 +212,7 @@ where
             next_probe: now.saturating_add(settings.interval),
             settled: if searching { now.saturating_add(limits::DISCOVERY_ROUND) } else { now },
             full: false,
+            pulse: Pulse::default(),
             settings,
             world,
         };
@@ -234,10 +240,17 @@ where
         }
     }
 
+    /// What tells that the loop turns, and that every poll ends.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+
     /// Runs until it is dropped.
     pub async fn run(mut self) {
         loop {
             let now = self.world.clock.elapsed();
+            self.pulse.work(now);
             self.search(now).await;
             self.note_ready(now);
             let wake = match self.schedule.next(now) {
@@ -253,6 +266,10 @@ where
             let wake = wake.min(self.next_search()).min(ready);
             let event = async { self.events.recv().await.ok() };
             let wish = async { self.world.requests.next().await.map(Event::Wished) };
+            let under_way = self.watched.values().filter(|watched| watched.poll.is_some());
+            let oldest = under_way.map(|watched| watched.asked).min();
+            let end = oldest.map_or(Duration::MAX, |asked| asked.saturating_add(self.settings.patience.poll));
+            self.pulse.rest(wake.min(end));
             match within(self.world.clock.as_ref(), wake, future::or(event, wish)).await {
                 Some(Some(event)) => self.handle(event),
                 Some(None) => return, // cannot happen: both ends are kept here
@@ -304,6 +321,7 @@ where
             mac,
             client,
             poll: None,
+            asked: Duration::ZERO,
             home: (!is_stranger).then_some(address),
             tried: false,
             unanswered_probes: 0,
@@ -326,6 +344,7 @@ where
         let mut client = watched.client.take().unwrap_or_else(|| Client::new(watched.address, watched.mac));
         let (clock, transport) = (self.world.clock.clone(), self.world.transport.clone());
         let (patience, report) = (self.settings.patience, self.report.clone());
+        watched.asked = clock.elapsed();
         watched.poll = Some(self.world.executor.spawn(async move {
             let start = clock.elapsed();
             let result = client.poll(transport.as_ref(), clock.as_ref(), patience).await;

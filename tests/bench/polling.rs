@@ -25,6 +25,8 @@ use wattd::poll::adaptive::{Adaptive, Bounds};
 use wattd::reading::{DeviceId, Reading};
 use wattd::sim::{Fleet, FleetSpec, Load, Model, PlugSpec};
 use wattd::store::{Keeping, Store};
+use wattd::sys::Order;
+use wattd::sys::supervisor::Supervisor;
 use wattd::units::{Milliwatts, UnixMillis};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -216,9 +218,11 @@ fn disk(seconds: u64) {
         smol::Timer::after(Duration::from_secs(seconds)).await;
         over.store(true, Ordering::Relaxed);
         smol::Timer::after(SECOND * 10).await; // until the clients have their last replies
-        "the bench is over"
+        Order::Stop("the bench is over")
     };
-    smol::block_on(executor.run(agent.run(stop, |address| tell.send(address).unwrap()))).unwrap();
+    let orders = Box::pin(smol::stream::once_future(stop));
+    smol::block_on(executor.run(agent.run(orders, Supervisor::default(), |address| tell.send(address).unwrap())))
+        .unwrap();
     let (latest, rows) = clients.join().unwrap();
     let part = |times: &[Duration], percent: usize| times[(times.len() - 1) * percent / 100];
     let (lateness, figures, after) = (picture.borrow().lateness, store.figures(), disk.counts());
