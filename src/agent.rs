@@ -348,6 +348,8 @@ where
             requests: self.requests.clone(),
             access: door.access.clone(),
             zone: self.config.timezone.clone(),
+            tariff: Rc::new(self.config.tariff.clone()),
+            discovery: self.config.discovery.clone(),
             ready: self.ready.clone(),
             ..App::local(self.store.clone(), self.fleet.clone(), self.outside.clock.clone())
         };

@@ -9,7 +9,7 @@
 //! | level | modules |
 //! |---|---|
 //! | 0 | [`limits`], [`nearest`], [`units`] |
-//! | 1 | [`clock`], [`reading`], [`watchdog`] |
+//! | 1 | [`clock`], [`reading`], [`tariff`], [`watchdog`] |
 //! | 2 | [`config`], [`plug`], [`rollup`] |
 //! | 3 | [`poll`], [`store`] |
 //! | 5 | [`query`] |
@@ -37,5 +37,6 @@ pub mod rollup;
 pub mod sim;
 pub mod store;
 pub mod sys;
+pub mod tariff;
 pub mod units;
 pub mod watchdog;

@@ -20,6 +20,7 @@ use wattd::http::{App, serve};
 use wattd::poll::fleet::Presence;
 use wattd::reading::{Alias, DeviceId, Mac, OutletFacts, PlugFacts, Protocol, Reading, Relay, Text};
 use wattd::store::{Keeping, Store, on_disk, path_in};
+use wattd::tariff::{Amount, Currency, Days, Hours, Rule, Season, Tariff};
 use wattd::units::{Milliwatts, UnixMillis};
 
 const HOUR: i64 = 3_600_000;
@@ -60,8 +61,12 @@ fn at(text: &str) -> i64 {
 
 impl World {
     fn new(zone_name: &str, now: i64) -> Self {
+        Self::keeping(zone_name, now, Keeping::default())
+    }
+
+    fn keeping(zone_name: &str, now: i64, keeping: Keeping) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(on_disk(path_in(dir.path())), Keeping::default()).unwrap();
+        let store = Store::open(on_disk(path_in(dir.path())), keeping).unwrap();
         let clock = Rc::new(ManualClock::at(UnixMillis::new(now)));
         let mut fleet = wattd::poll::fleet::Fleet::default();
         for facts in [facts(FRIDGE.plug, "Fridge", &[]), facts(STRIP, "Desk", &["Left", "Right"])] {
@@ -545,4 +550,105 @@ fn a_range_of_decades_is_read_without_walking_through_it() {
         123,
         "2 h, and 3 min of hold after the first: {years}"
     );
+}
+
+/// Nights, weekends, a winter peak, and a charge for each day.
+fn by_time() -> Rc<Tariff> {
+    let rule = |price, days, hours, season: Option<&str>| Rule {
+        price: Amount::parse(price).unwrap(),
+        days: Days::parse(days).unwrap(),
+        hours: Hours::parse(hours).unwrap(),
+        season: season.map_or(Season::ALL, |season| Season::parse(season).unwrap()),
+    };
+    Rc::new(Tariff {
+        currency: Currency::parse("EUR"),
+        price: Amount::parse("0.35"),
+        standing_charge: Amount::parse("0.40"),
+        rules: vec![
+            rule("0.20", "mon-sun", "22:00-06:00", None),
+            rule("0.25", "sat,sun", "00:00-24:00", None),
+            rule("0.45", "mon-fri", "17:00-20:00", Some("nov-20 mar")),
+        ],
+    })
+}
+
+/// Costs in millionths, as a decimal says them.
+fn cost(buckets: &[Value]) -> i64 {
+    buckets.iter().map(|bucket| (bucket["cost"].as_f64().unwrap() * 1_000_000.0).round() as i64).sum()
+}
+
+/// By hand, 1 kW all month:
+///
+/// * Berlin, March 2026: 743 hours, because the night of Sunday 29 has an hour less. Nights 31 x 8 - 1 = 247 h at 0.20: 49.40.
+///   Four Saturdays and five Sundays, 06 to 22: 144 h at 0.25: 36.00. 22 working days of 16 h = 352 h, of which the peak of
+///   the 15 up to the 20th is 45 h at 0.45: 20.25; the other 307 h at 0.35: 107.45. Together 213.10.
+/// * Kathmandu (+05:45), April 2026: nights 240 h: 48.00. Four Saturdays and four Sundays: 128 h: 32.00. 22 working days: 352 h
+///   at 0.35: 123.20. Together 203.20.
+/// * Lord Howe, April 2026: the same, and the night of Sunday 5 is half an hour longer: 203.30.
+#[test]
+fn a_month_with_a_clock_change_costs_what_a_calculation_by_hand_says() {
+    for (zone_name, month, next, expected, charge) in [
+        ("Europe/Berlin", "2026-03-01", "2026-04-01", "213.1", 12.4),
+        ("Asia/Kathmandu", "2026-04-01", "2026-05-01", "203.2", 12.0),
+        ("Australia/Lord_Howe", "2026-04-01", "2026-05-01", "203.3", 12.0),
+    ] {
+        let tz = zone(zone_name);
+        let midnight = |date: &str| {
+            let date: jiff::civil::Date = date.parse().unwrap();
+            tz.to_timestamp(date.at(0, 0, 0, 0)).unwrap().as_millisecond()
+        };
+        let (from, to) = (midnight(month), midnight(next));
+        let mut world = World::new(zone_name, to - 1);
+        assert!(world.buckets("step=1mo").iter().all(|bucket| bucket["cost"].is_null()), "no tariff, no cost");
+        world.feed(FRIDGE, (from - DAY, to), 300_000, |_| 1_000_000);
+        world.app.tariff = by_time();
+        let range = format!("start={month}&end={next}");
+        let months = world.text(&format!("/api/v1/rollups?step=1mo&{range}&format=csv&fields=device,cost"));
+        assert_eq!(months, format!("device,cost\r\n{},{expected}\r\n", FRIDGE), "{zone_name}");
+        let all = (expected.parse::<f64>().unwrap() * 1_000_000.0).round() as i64;
+        for step in ["1d", "1h", "15m"] {
+            assert_eq!(cost(&world.buckets(&format!("step={step}&{range}"))), all, "{zone_name} {step}");
+        }
+        // The month up to its last millisecond, of which the reading before holds.
+        let summary = world.json("/api/v1/summary?device=fridge&window=month");
+        let told = cost(std::slice::from_ref(&summary["devices"][0]));
+        assert!((all - 1..=all).contains(&told), "{zone_name}: {told}");
+        assert_eq!((&summary["currency"], summary["standing_charge"].as_f64()), (&"EUR".into(), Some(charge)));
+        assert_eq!(world.json(&format!("/api/v1/rollups?step=1mo&{range}"))["currency"], "EUR");
+        // A flat price needs no quarter hours.
+        world.app.tariff = Rc::new(Tariff { rules: Vec::new(), ..(*by_time()).clone() });
+        let hours = (to - from) as f64 / HOUR as f64;
+        assert_eq!(cost(&world.buckets(&format!("step=1mo&{range}"))), (hours * 350_000.0) as i64);
+    }
+}
+
+#[test]
+fn hours_whose_quarter_hours_are_gone_cost_the_mean_of_their_prices() {
+    let keeping = Keeping {
+        raw: Some(Duration::from_secs(86_400)),
+        quarter_hour: Some(Duration::from_secs(40 * 86_400)),
+        ..Keeping::default()
+    };
+    let mut world = World::keeping("Europe/Berlin", NOW, keeping);
+    world.feed(FRIDGE, (NOW - 200 * DAY, NOW), 300_000, |_| 1_000_000);
+    let rule = Rule {
+        price: Amount::parse("1").unwrap(),
+        days: Days::ALL,
+        hours: Hours::parse("12:00-12:15").unwrap(),
+        season: Season::ALL,
+    };
+    world.app.tariff = Rc::new(Tariff {
+        price: Amount::parse("0"),
+        rules: vec![rule],
+        currency: Currency::parse("EUR"),
+        standing_charge: None,
+    });
+    let old = format!("start={}&end={}", at("2026-07-01T00:00:00Z"), at("2026-07-11T00:00:00Z"));
+    assert_eq!(world.buckets(&format!("step=15m&{old}")), [Value::Null; 0], "the quarter hours are gone");
+    // 250 Wh at noon of each of nine whole days, from an hour of 1 kWh at a mean price of 0.25.
+    let days = world.buckets(&format!("step=1d&{old}"));
+    assert!(days.iter().all(|day| day["cost"] == 0.25 && day["energy_wh"] == 24_000), "{days:?}");
+    assert_eq!(days.len(), 10);
+    let new = world.buckets("step=1d&start=-20d");
+    assert!(new.iter().rev().skip(1).all(|day| day["cost"] == 0.25), "{new:?}");
 }

@@ -12,6 +12,7 @@ const LEVELS: &[(&str, u32)] = &[
     ("units", 0),
     ("clock", 1),
     ("reading", 1),
+    ("tariff", 1),
     ("watchdog", 1),
     ("config", 2),
     ("plug", 2),

@@ -74,7 +74,8 @@ fn entry(setting: &Setting) -> Value {
     let value = match setting.shape {
         Shape::Truth => json!(text == "true"),
         Shape::Number => text.parse::<u64>().map_or_else(|_| json!(text), |number| json!(number)),
-        Shape::OptionalText if text.is_empty() => Value::Null,
+        Shape::OptionalText | Shape::OptionalDecimal if text.is_empty() => Value::Null,
+        Shape::OptionalDecimal => text.parse::<f64>().map_or_else(|_| json!(text), |number| json!(number)),
         Shape::List if text.is_empty() => json!([]),
         Shape::List => text.split(',').map(str::trim).collect(),
         Shape::Text | Shape::OptionalText | Shape::Quantity => json!(text),

@@ -73,7 +73,11 @@ fn open(config: &Config, clock: Rc<dyn Clock>) -> Result<App, String> {
             plug.name.clone_from(&known.name);
         }
     }
-    Ok(App { zone: config.timezone.clone(), ..App::local(Rc::new(store), Rc::new(RefCell::new(fleet)), clock) })
+    Ok(App {
+        zone: config.timezone.clone(),
+        tariff: Rc::new(config.tariff.clone()),
+        ..App::local(Rc::new(store), Rc::new(RefCell::new(fleet)), clock)
+    })
 }
 
 #[cfg(test)]

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, Key, PLUG_KEYS, Shape};
+use super::keys::{self, EntryKey, Key, LISTS, PLUG_KEYS, PRICE_KEYS, Shape};
 use super::value::{self, Shown, ValueError};
 use super::{Cause, Origin, Plug, Problem};
 use crate::limits;
 use crate::nearest::nearest;
 use crate::reading::Alias;
+use crate::tariff::{Days, Hours, Rule, Season};
 
 /// A scalar setting as it stands in the file, not yet understood.
 pub(super) struct Entry {
@@ -31,11 +32,19 @@ pub(super) struct PlugEntry {
     pub name: Option<Origin>,
 }
 
+/// A price by time, checked, with its values as they were written and their lines.
+pub(super) struct PriceEntry {
+    pub rule: Rule,
+    pub origin: Origin,
+    pub texts: Vec<(&'static str, String, Origin)>,
+}
+
 /// What a file says. `problems` are in the order of their lines.
 #[derive(Default)]
 pub(super) struct Contents {
     pub entries: Vec<Entry>,
     pub plugs: Vec<PlugEntry>,
+    pub prices: Vec<PriceEntry>,
     pub problems: Vec<Problem>,
 }
 
@@ -102,15 +111,21 @@ impl Reader {
             let (span, name) = (name.span(), name.get_ref().as_ref());
             let is_section = keys::sections().any(|section| section == name);
             match value.get_ref() {
-                DeValue::Table(table) if is_section && name != "plugs" => self.section(name, table),
+                DeValue::Table(table) if is_section && !is_list(name) => self.section(name, table),
                 DeValue::Array(plugs) if name == "plugs" => {
                     for plug in plugs.iter() {
                         self.plug(plug);
                     }
-                    self.too_many_plugs(span);
+                    self.too_many("plugs", self.out.plugs.len(), limits::PLUGS, span);
+                }
+                DeValue::Array(prices) if name == "prices" => {
+                    for price in prices.iter() {
+                        self.price(price);
+                    }
+                    self.too_many("prices", self.out.prices.len(), limits::CONFIG_LIST, span);
                 }
                 other if is_section => {
-                    let allowed = if name == "plugs" { "one [[plugs]] for each" } else { "a table" }.to_owned();
+                    let allowed = if is_list(name) { one_for_each(name) } else { "a table".to_owned() };
                     self.problem(span, Cause::WrongType { key: name.to_owned(), got: other.type_str(), allowed });
                 }
                 other if is_table(other) && keys::find("", name).is_none() => {
@@ -144,23 +159,30 @@ impl Reader {
         }
     }
 
+    /// The table of an entry of the list `name`, or a complaint.
+    fn entry<'t>(&mut self, name: &str, entry: &'t Spanned<DeValue<'_>>) -> Option<&'t DeTable<'t>> {
+        let table = entry.get_ref().as_table();
+        if table.is_none() {
+            let (got, allowed) = (entry.get_ref().type_str(), one_for_each(name));
+            self.problem(entry.span(), Cause::WrongType { key: name.to_owned(), got, allowed });
+        }
+        table
+    }
+
+    fn unknown_in(&mut self, list: &str, key: &str, span: Range<usize>) {
+        let nearest = keys::nearest_key(list, key);
+        self.problem(span, Cause::UnknownKey { key: Shown::new(&format!("{list}.{key}")), nearest });
+    }
+
     fn plug(&mut self, entry: &Spanned<DeValue<'_>>) {
-        let Some(table) = entry.get_ref().as_table() else {
-            let (got, allowed) = (entry.get_ref().type_str(), "one [[plugs]] for each".to_owned());
-            self.problem(entry.span(), Cause::WrongType { key: "plugs".to_owned(), got, allowed });
-            return;
-        };
+        let Some(table) = self.entry("plugs", entry) else { return };
         // `None` while a key is absent, `Some(None)` when it is there and wrong.
         let (mut address, mut name) = (None, None);
         for (key, value) in table {
             match key.get_ref().as_ref() {
-                "address" => address = Some(self.plug_value("address", value, plug_address)),
-                "name" => name = self.plug_value("name", value, plug_name),
-                other => {
-                    let nearest = keys::nearest_key("plugs", other);
-                    let key_name = Shown::new(&format!("plugs.{other}"));
-                    self.problem(key.span(), Cause::UnknownKey { key: key_name, nearest });
-                }
+                "address" => address = Some(self.value_in(("plugs", PLUG_KEYS), "address", value, plug_address)),
+                "name" => name = self.value_in(("plugs", PLUG_KEYS), "name", value, plug_name),
+                other => self.unknown_in("plugs", other, key.span()),
             }
         }
         let Some(address) = address else {
@@ -177,15 +199,59 @@ impl Reader {
         self.out.plugs.push(PlugEntry { plug: Plug { address, name: name.flatten() }, address: at, name: name_at });
     }
 
-    fn plug_value<T>(
+    fn price(&mut self, entry: &Spanned<DeValue<'_>>) {
+        let Some(table) = self.entry("prices", entry) else { return };
+        let list = ("prices", PRICE_KEYS);
+        let (mut price, mut days, mut hours, mut season) = (None, Some(Days::ALL), Some(Hours::ALL), Some(Season::ALL));
+        let (mut is_priced, mut texts) = (false, Vec::new());
+        for (key, value) in table {
+            let name = match key.get_ref().as_ref() {
+                "price" => {
+                    is_priced = true;
+                    price = self.value_in(list, "price", value, value::amount).map(|(price, _)| price);
+                    "price"
+                }
+                "days" => {
+                    days = self.value_in(list, "days", value, value::days).map(|(days, _)| days);
+                    "days"
+                }
+                "hours" => {
+                    hours = self.value_in(list, "hours", value, value::hours).map(|(hours, _)| hours);
+                    "hours"
+                }
+                "season" => {
+                    season = self.value_in(list, "season", value, value::season).map(|(season, _)| season);
+                    "season"
+                }
+                other => {
+                    self.unknown_in("prices", other, key.span());
+                    continue;
+                }
+            };
+            if let Some(text) = text_in(value.get_ref()) {
+                texts.push((name, text, self.lines.origin(&value.span())));
+            }
+        }
+        if !is_priced {
+            self.problem(entry.span(), Cause::NoPrice);
+        }
+        if let (Some(price), Some(days), Some(hours), Some(season)) = (price, days, hours, season) {
+            let origin = self.lines.origin(&entry.span());
+            self.out.prices.push(PriceEntry { rule: Rule { price, days, hours, season }, origin, texts });
+        }
+    }
+
+    fn value_in<T>(
         &mut self,
+        (list, keys): (&str, &[EntryKey]),
         name: &str,
         value: &Spanned<DeValue<'_>>,
         parse: fn(&str) -> Result<T, ValueError>,
     ) -> Option<(T, Origin)> {
-        let key = format!("plugs.{name}");
-        let allowed = PLUG_KEYS.iter().find(|key| key.name == name).map_or("", |key| key.allowed).to_owned();
-        let cause = match value.get_ref().as_str() {
+        let key = format!("{list}.{name}");
+        let allowed = keys.iter().find(|key| key.name == name).map_or("", |key| key.allowed).to_owned();
+        let text = if name == "price" { text_in(value.get_ref()) } else { value.get_ref().as_str().map(str::to_owned) };
+        let cause = match text.as_deref() {
             None => Cause::WrongType { key, got: value.get_ref().type_str(), allowed },
             Some(text) => match parse(text.trim()) {
                 Ok(parsed) => return Some((parsed, self.lines.origin(&value.span()))),
@@ -196,12 +262,29 @@ impl Reader {
         None
     }
 
-    fn too_many_plugs(&mut self, span: Range<usize>) {
-        if self.out.plugs.len() > limits::PLUGS {
-            let error = ValueError::TooMany { limit: limits::PLUGS };
-            let allowed = format!("at most {}", limits::PLUGS);
-            self.problem(span, Cause::BadValue { key: "plugs".to_owned(), error, allowed });
+    fn too_many(&mut self, list: &str, count: usize, limit: usize, span: Range<usize>) {
+        if count > limit {
+            let (key, allowed) = (list.to_owned(), format!("at most {limit}"));
+            self.problem(span, Cause::BadValue { key, error: ValueError::TooMany { limit }, allowed });
         }
+    }
+}
+
+fn is_list(name: &str) -> bool {
+    LISTS.iter().any(|(list, _)| *list == name)
+}
+
+fn one_for_each(list: &str) -> String {
+    format!("one [[{list}]] for each")
+}
+
+/// A text, or a number as it was written: a price is exact, so no float comes between.
+fn text_in(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
+        _ => None,
     }
 }
 
@@ -238,6 +321,7 @@ fn text_of(key: &Key, value: &DeValue<'_>) -> Result<String, Cause> {
             // Beyond 64 bits the digits as written: out of bounds is what they are.
             Ok(decimal.map_or_else(|_| number.to_string(), |decimal| decimal.to_string()))
         }
+        (Shape::OptionalDecimal, value) => text_in(value).ok_or_else(|| wrong_type(value.type_str())),
         (Shape::List, DeValue::Array(items)) => {
             let mut texts = Vec::new();
             for item in items.iter() {

@@ -15,6 +15,7 @@ use super::Config;
 use super::value::{self, ByteSize, Keep, LogFilter, Shown, ValueError};
 use crate::limits;
 use crate::nearest::nearest;
+use crate::tariff::{Amount, Currency};
 
 /// The field of a [`Config`] that a key fills.
 type Field<T> = fn(&mut Config) -> &mut T;
@@ -55,6 +56,10 @@ pub enum Kind {
     Url(Field<Option<String>>),
     /// A log filter.
     Filter(Field<LogFilter>),
+    /// Money, per kWh or per day; empty for none.
+    Money(Field<Option<Amount>>),
+    /// The code of a currency; empty for none.
+    Currency(Field<Option<Currency>>),
 }
 
 /// The shape of a value in the file and in JSON.
@@ -70,6 +75,8 @@ pub enum Shape {
     OptionalText,
     /// A text with a number and a unit, or a whole number where the kind has a unit of its own.
     Quantity,
+    /// A decimal number, or nothing.
+    OptionalDecimal,
     /// A list of texts.
     List,
 }
@@ -169,6 +176,8 @@ impl Kind {
             }
             Self::Url(field) => *field(config) = optional(text, value::url)?.map(str::to_owned),
             Self::Filter(field) => *field(config) = value::log_filter(text)?,
+            Self::Money(field) => *field(config) = optional(text, value::amount)?,
+            Self::Currency(field) => *field(config) = optional(text, value::currency)?,
         }
         Ok(())
     }
@@ -194,6 +203,8 @@ impl Kind {
             Self::Words(max, _) => format!("a text of at most {max} bytes, or empty for none"),
             Self::Url(_) => "an http:// URL without user name and password, or empty for none".to_owned(),
             Self::Filter(_) => "off, error, warn, info, debug or trace, or TARGET=LEVEL parts with commas".to_owned(),
+            Self::Money(_) => format!("{MONEY}, or empty for none"),
+            Self::Currency(_) => "a code of three letters such as EUR, or empty for none".to_owned(),
         }
     }
 
@@ -214,6 +225,8 @@ impl Kind {
             Self::Words(..) => "TEXT",
             Self::Url(_) => "URL",
             Self::Filter(_) => "FILTER",
+            Self::Money(_) => "AMOUNT",
+            Self::Currency(_) => "CODE",
         }
     }
 
@@ -225,11 +238,17 @@ impl Kind {
             Self::Count(..) => Shape::Number,
             Self::Span(..) | Self::Keeping(..) | Self::Size(..) => Shape::Quantity,
             Self::Path(_) | Self::Socket(_) | Self::Zone(_) | Self::Filter(_) => Shape::Text,
-            Self::MemoryDir(_) | Self::SecretFile(_) | Self::Words(..) | Self::Url(_) => Shape::OptionalText,
+            Self::MemoryDir(_) | Self::SecretFile(_) | Self::Words(..) | Self::Url(_) | Self::Currency(_) => {
+                Shape::OptionalText
+            }
+            Self::Money(_) => Shape::OptionalDecimal,
             Self::Targets(_) | Self::Hosts(_) => Shape::List,
         }
     }
 }
+
+/// What money is, in words that continue "allowed is".
+const MONEY: &str = "0 to 1000000 with at most six decimals";
 
 /// Nothing for an empty text, else what `parse` makes of it.
 fn optional<'a, T>(
@@ -484,6 +503,33 @@ pub static KEYS: &[Key] = &[
         planned: true,
     },
     Key {
+        section: "tariff",
+        name: "currency",
+        kind: Kind::Currency(|c| &mut c.tariff.currency),
+        default: "",
+        doc: "What prices are in",
+        more: "",
+        planned: false,
+    },
+    Key {
+        section: "tariff",
+        name: "price",
+        kind: Kind::Money(|c| &mut c.tariff.price),
+        default: "",
+        doc: "The price of a kWh, where no [[prices]] entry says otherwise",
+        more: "A change alters answers, never what is stored.",
+        planned: false,
+    },
+    Key {
+        section: "tariff",
+        name: "standing_charge",
+        kind: Kind::Money(|c| &mut c.tariff.standing_charge),
+        default: "",
+        doc: "What each day costs, whatever is used",
+        more: "It is shown beside the cost of energy and is part of no plug's.",
+        planned: false,
+    },
+    Key {
         section: "log",
         name: "level",
         kind: Kind::Filter(|c| &mut c.log.level),
@@ -494,9 +540,9 @@ pub static KEYS: &[Key] = &[
     },
 ];
 
-/// A key of a `[[plugs]]` entry.
+/// A key of a `[[plugs]]` or `[[prices]]` entry.
 #[derive(Debug)]
-pub struct PlugKey {
+pub struct EntryKey {
     /// Its name in the entry.
     pub name: &'static str,
     /// What is allowed, in words that continue "allowed is".
@@ -506,10 +552,37 @@ pub struct PlugKey {
 }
 
 /// The keys of a `[[plugs]]` entry, which only the file has.
-pub static PLUG_KEYS: &[PlugKey] = &[
-    PlugKey { name: "address", allowed: "an IP address", doc: "Where a known plug is" },
-    PlugKey { name: "name", allowed: "a text of at most 64 bytes", doc: "Its name here, else the plug's own alias" },
+pub static PLUG_KEYS: &[EntryKey] = &[
+    EntryKey { name: "address", allowed: "an IP address", doc: "Where a known plug is" },
+    EntryKey { name: "name", allowed: "a text of at most 64 bytes", doc: "Its name here, else the plug's own alias" },
 ];
+
+/// The keys of a `[[prices]]` entry, which only the file has.
+pub static PRICE_KEYS: &[EntryKey] = &[
+    EntryKey {
+        name: "price",
+        allowed: MONEY,
+        doc: "The price of a kWh at some times; of several that fit, the first holds",
+    },
+    EntryKey {
+        name: "days",
+        allowed: "days of the week such as \"mon-fri\" or \"sat,sun\"",
+        doc: "On which days; every day unless it is set",
+    },
+    EntryKey {
+        name: "hours",
+        allowed: "times of day on quarter hours such as \"22:00-06:00\" or \"06:00-09:00,17:00-20:00\"",
+        doc: "At which times of these days; at all of them unless it is set",
+    },
+    EntryKey {
+        name: "season",
+        allowed: "months or days of the year such as \"nov-mar\" or \"15 may-14 sep\", both ends in it",
+        doc: "In which part of the year; all year unless it is set",
+    },
+];
+
+/// The lists of entries that only the file has, and their keys.
+pub(super) static LISTS: [(&str, &[EntryKey]); 2] = [("prices", PRICE_KEYS), ("plugs", PLUG_KEYS)];
 
 /// The key `name` of table `section`; an empty section stands for the keys before the first table.
 #[must_use]
@@ -517,20 +590,22 @@ pub fn find(section: &str, name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.section == section && key.name == name)
 }
 
-/// The tables of the file in order, each once, `plugs` last.
+/// The tables of the file in order, each once, the lists of entries last.
 pub fn sections() -> impl Iterator<Item = &'static str> {
     let starts = |pair: &[Key]| match pair {
         [before, key] if before.section != key.section => Some(key.section),
         _ => None,
     };
-    KEYS.windows(2).filter_map(starts).chain(["plugs"])
+    KEYS.windows(2).filter_map(starts).chain(LISTS.iter().map(|(name, _)| *name))
 }
 
 /// The known key most like the unknown `name` in `section`, as a full name.
 #[must_use]
 pub fn nearest_key(section: &str, name: &str) -> Option<String> {
     let mut paths: Vec<String> = KEYS.iter().map(Key::path).collect();
-    paths.extend(PLUG_KEYS.iter().map(|key| format!("plugs.{}", key.name)));
+    for (list, keys) in LISTS {
+        paths.extend(keys.iter().map(|key| format!("{list}.{}", key.name)));
+    }
     let wanted = if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") };
     let by_path = nearest(&wanted, paths.iter().map(String::as_str)).map(str::to_owned);
     // The right name in the wrong table.
@@ -555,8 +630,10 @@ pub fn reference() -> String {
         let planned = if key.planned { " *(accepted and checked, without effect in this version)*" } else { "" };
         row(&key.path(), key.default, &key.kind.allowed(), &format!("{}{stop}{}{planned}", key.doc, key.more));
     }
-    for key in PLUG_KEYS {
-        row(&format!("plugs.{}", key.name), "", key.allowed, key.doc);
+    for (list, keys) in LISTS {
+        for key in keys {
+            row(&format!("{list}.{}", key.name), "", key.allowed, key.doc);
+        }
     }
     table
 }
@@ -593,7 +670,10 @@ mod tests {
     fn sections_stand_together() {
         let sections: Vec<_> = sections().collect();
         assert_eq!(sections.iter().collect::<BTreeSet<_>>().len(), sections.len());
-        assert_eq!(sections, ["poll", "discovery", "account", "retention", "http", "forward", "log", "plugs"]);
+        assert_eq!(
+            sections,
+            ["poll", "discovery", "account", "retention", "http", "forward", "tariff", "log", "prices", "plugs"]
+        );
     }
 
     #[test]
@@ -614,7 +694,7 @@ mod tests {
     #[test]
     fn the_reference_has_a_row_of_four_cells_for_each_key() {
         let table = reference();
-        assert_eq!(table.lines().count(), 2 + KEYS.len() + PLUG_KEYS.len());
+        assert_eq!(table.lines().count(), 2 + KEYS.len() + PLUG_KEYS.len() + PRICE_KEYS.len());
         assert!(table.lines().all(|line| line.matches(" | ").count() == 3 || line.starts_with("|---")), "{table}");
         assert!(table.contains("| `poll.interval` | `10s` | 100ms to 1h | How often each plug is asked."), "{table}");
     }

@@ -20,12 +20,13 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-pub use keys::{KEYS, Key, Kind, PLUG_KEYS, PlugKey, Shape, reference};
+pub use keys::{EntryKey, KEYS, Key, Kind, PLUG_KEYS, PRICE_KEYS, Shape, reference};
 pub use value::{ByteSize, Keep, LogFilter, Shown, ValueError, duration, duration_text};
 
 use crate::limits;
 use crate::nearest::nearest;
 use crate::reading::Alias;
+use crate::tariff::{Tariff, Unpriced};
 
 /// The file that is read when nothing names another.
 pub const DEFAULT_FILE: &str = "/etc/wattd/wattd.toml";
@@ -68,6 +69,8 @@ pub struct Config {
     pub http: Http,
     /// Where readings go on to. Planned.
     pub forward: Forward,
+    /// What energy costs. Where it is set, every moment of every week has a price, and prices have a currency.
+    pub tariff: Tariff,
     /// What is logged.
     pub log: Log,
 }
@@ -182,6 +185,7 @@ impl Config {
             },
             http: Http::default(),
             forward: Forward::default(),
+            tariff: Tariff::default(),
             log: Log::default(),
         }
     }
@@ -320,6 +324,14 @@ pub enum Cause {
         /// The line of the first, from 1.
         first: Option<usize>,
     },
+    /// A `[[prices]]` entry without a price.
+    NoPrice,
+    /// A time of the week without a price.
+    Unpriced(Unpriced),
+    /// Prices without a currency.
+    NoCurrency,
+    /// A standing charge or a currency, and no price.
+    OnlyCharge,
     /// An interval below `poll.min_interval`.
     BelowMinimum {
         /// The interval's full name.
@@ -365,6 +377,17 @@ impl fmt::Display for Cause {
                 write!(f, "`plugs.address`: {address} stands on line {line} already; remove one of the two")
             }
             Self::SamePlug { address, first: None } => write!(f, "`plugs.address`: {address} stands there twice"),
+            Self::NoPrice => f.write_str("`prices`: this entry has no `price`; add one such as 0.32"),
+            Self::Unpriced(when) => write!(
+                f,
+                "no price holds on {when}; set `tariff.price`, or add a [[prices]] entry with nothing but a price at the end"
+            ),
+            Self::NoCurrency => {
+                f.write_str("there are prices and no currency; add to [tariff] a line such as `currency = \"EUR\"`")
+            }
+            Self::OnlyCharge => f.write_str(
+                "[tariff] has a currency or a standing charge and no price; add a line such as `price = 0.32`, or [[prices]]",
+            ),
             Self::BelowMinimum { key, interval, min } => {
                 let (interval, min) = (duration_text(*interval), duration_text(*min));
                 write!(f, "`{key}` is {interval}, below `poll.min_interval` of {min}; ")?;
@@ -420,6 +443,8 @@ pub enum Warning {
     NoTargets,
     /// No plugs are listed, and none are looked for.
     NothingToWatch,
+    /// A `[[prices]]` entry that never holds.
+    NeverHolds(Origin),
 }
 
 impl fmt::Display for Warning {
@@ -436,6 +461,9 @@ impl fmt::Display for Warning {
             Self::NoTargets => f.write_str("`discovery.targets` is empty, so discovery finds nothing"),
             Self::NothingToWatch => {
                 f.write_str("no [[plugs]] are listed and discovery is off: there is nothing to watch")
+            }
+            Self::NeverHolds(origin) => {
+                write!(f, "{origin}: this [[prices]] entry never holds, because those above it cover all its times")
             }
         }
     }
@@ -487,7 +515,7 @@ pub struct Setting {
 pub struct Loaded {
     /// The values.
     pub config: Config,
-    /// The same as texts with their origins: every key in the order of [`KEYS`], then the plugs.
+    /// The same as texts with their origins: every key in the order of [`KEYS`], then prices by time, then the plugs.
     pub settings: Vec<Setting>,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
@@ -619,14 +647,17 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
     loader.zone(sources);
     loader.check_intervals();
     loader.check_listen();
+    loader.check_tariff();
     loader.finish(sources)
 }
 
 /// A configuration in the making.
 struct Loader {
     config: Config,
-    /// The scalar settings in the order of [`KEYS`], then the plugs'.
+    /// The scalar settings in the order of [`KEYS`], then the prices' and the plugs'.
     settings: Vec<Setting>,
+    /// Where each price by time stands.
+    prices: Vec<Origin>,
     problems: Vec<Problem>,
     warnings: Vec<Warning>,
 }
@@ -641,7 +672,13 @@ impl Loader {
             origin: Origin::Default,
         };
         let settings = KEYS.iter().map(setting).collect();
-        let mut loader = Self { config: Config::default(), settings, problems: Vec::new(), warnings: Vec::new() };
+        let mut loader = Self {
+            config: Config::default(),
+            settings,
+            prices: Vec::new(),
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        };
         let places = [("data_dir", Some(data_dir(sources))), ("journal_dir", runtime_dir(sources))];
         for (section, name, credential) in CREDENTIALS {
             let file = sources.machine.credentials.iter().find(|path| path.ends_with(credential));
@@ -681,6 +718,14 @@ impl Loader {
             self.set(entry.key, &entry.text, entry.origin);
         }
         self.problems.sort_by_key(|problem| problem.origin.line());
+        for (n, entry) in contents.prices.into_iter().enumerate() {
+            for (name, text, origin) in entry.texts {
+                let shape = if name == "price" { Shape::OptionalDecimal } else { Shape::Text };
+                self.settings.push(Setting { key: format!("prices[{n}].{name}"), text, shape, origin });
+            }
+            self.prices.push(entry.origin);
+            self.config.tariff.rules.push(entry.rule);
+        }
         for (n, entry) in contents.plugs.into_iter().enumerate() {
             let setting = |name: &str, text: String, origin| Setting {
                 key: format!("plugs[{n}].{name}"),
@@ -756,6 +801,45 @@ impl Loader {
             let cause = Cause::BelowMinimum { key: key.to_owned(), interval, min };
             self.problems.push(Problem { origin, cause });
         }
+    }
+
+    fn check_tariff(&mut self) {
+        let tariff = &self.config.tariff;
+        let refused = |problem: &Problem| match &problem.cause {
+            Cause::NoPrice | Cause::Syntax { .. } => true,
+            Cause::BadValue { key, .. } | Cause::WrongType { key, .. } => {
+                key.starts_with("tariff") || key.starts_with("prices")
+            }
+            Cause::UnknownKey { key, .. } => {
+                let key = key.to_string();
+                key.starts_with("tariff") || key.starts_with("prices")
+            }
+            _ => false,
+        };
+        if self.problems.iter().any(refused) {
+            return;
+        }
+        if !tariff.is_set() && tariff.currency.is_none() && tariff.standing_charge.is_none() {
+            return;
+        }
+        let set = ["tariff.price", "tariff.standing_charge", "tariff.currency"].map(|key| self.origin_of(key));
+        let blamed = self.prices.iter().chain(&set).find(|origin| **origin != Origin::Default);
+        let origin = blamed.cloned().unwrap_or(Origin::Default);
+        let cause = if !tariff.is_set() {
+            Cause::OnlyCharge
+        } else if tariff.currency.is_none() {
+            Cause::NoCurrency
+        } else {
+            match tariff.check() {
+                Err(when) => Cause::Unpriced(when),
+                Ok(idle) => {
+                    let idle = idle.into_iter().filter_map(|n| self.prices.get(n).cloned());
+                    self.warnings.extend(idle.map(Warning::NeverHolds));
+                    return;
+                }
+            }
+        };
+        self.problems.push(Problem { origin, cause });
     }
 
     fn check_listen(&mut self) {

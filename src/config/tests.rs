@@ -418,3 +418,78 @@ fn a_credential_is_a_default_that_the_file_overrides() {
     sources.file = Some(("w.toml".into(), "http.token_file = \"/own\"".to_owned()));
     assert_eq!(load(&sources).unwrap().config.http.token_file.as_deref(), Some(Path::new("/own")));
 }
+
+#[test]
+fn prices_are_read_exactly_and_every_moment_has_one() {
+    let loaded = accepted(&from_file(
+        "[tariff]\ncurrency = \"eur\"\nprice = 0.3215\nstanding_charge = \"0.45\"\n[[prices]]\nprice = 0.1\n\
+         hours = \"22:00-06:00\"\n[[prices]]\nprice = 1\ndays = \"sat,sun\"\nseason = \"nov-mar\"\n",
+    ));
+    let tariff = &loaded.config.tariff;
+    let price = |local: &str| tariff.at(local.parse().unwrap()).unwrap().to_string();
+    assert_eq!(price("2026-11-21T12:00"), "1");
+    assert_eq!(price("2026-11-21T23:00"), "0.1");
+    assert_eq!(price("2026-11-23T12:00"), "0.3215");
+    assert_eq!(tariff.currency.unwrap().to_string(), "EUR");
+    assert_eq!(tariff.standing_charge.unwrap().to_string(), "0.45");
+    assert_eq!(loaded.warnings, []);
+    let shown = |key: &str| loaded.settings.iter().find(|s| s.key == key).map(|s| (s.text.as_str(), s.origin.line()));
+    assert_eq!(shown("tariff.price"), Some(("0.3215", Some(3))));
+    assert_eq!(shown("prices[0].hours"), Some(("22:00-06:00", Some(7))));
+    assert_eq!(shown("prices[1].price"), Some(("1", Some(9))));
+    let idle =
+        accepted(&from_file("tariff.currency = \"EUR\"\n[[prices]]\nprice = 1\n[[prices]]\nprice = 2\ndays = \"sun\""));
+    let line = "wattd.toml:4: this [[prices]] entry never holds, because those above it cover all its times";
+    assert_eq!(idle.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(), [line]);
+}
+
+#[test]
+fn what_is_wrong_with_a_tariff_is_said_with_what_to_write() {
+    for (text, lines) in [
+        (
+            "[tariff]\nprice = 0.3\n",
+            &["wattd.toml:2: there are prices and no currency; add to [tariff] a line such as `currency = \"EUR\"`"][..],
+        ),
+        (
+            "[tariff]\ncurrency = \"EUR\"\nstanding_charge = 1\n",
+            &[
+                "wattd.toml:3: [tariff] has a currency or a standing charge and no price; add a line such as `price = 0.32`, or [[prices]]",
+            ],
+        ),
+        (
+            "[tariff]\ncurrency = \"EUR\"\n[[prices]]\nprice = 0.3\nhours = \"06:00-22:00\"\n",
+            &[
+                "wattd.toml:3: no price holds on Mondays at 00:00 around 1 jan; set `tariff.price`, or add a [[prices]] entry with nothing but a price at the end",
+            ],
+        ),
+        ("[[prices]]\ndays = \"sun\"\n", &["wattd.toml:1: `prices`: this entry has no `price`; add one such as 0.32"]),
+        (
+            "[[prices]]\nprice = 0.3\nhours = \"6-22\"\n",
+            &[
+                "wattd.toml:3: `prices.hours`: `6-22` cannot be understood; allowed is times of day on quarter hours such as \"22:00-06:00\" or \"06:00-09:00,17:00-20:00\"",
+            ],
+        ),
+        (
+            "[[prices]]\nprice = -0.3\nday = \"sun\"\n",
+            &[
+                "wattd.toml:2: `prices.price`: `-0.3` cannot be understood; allowed is 0 to 1000000 with at most six decimals",
+                "wattd.toml:3: unknown key `prices.day`; did you mean `prices.days`?",
+            ],
+        ),
+        ("prices = 1\n", &["wattd.toml:1: `prices`: an integer is of no use here; allowed is one [[prices]] for each"]),
+        (
+            "tariff.price = true\n",
+            &[
+                "wattd.toml:1: `tariff.price`: a boolean is of no use here; allowed is 0 to 1000000 with at most six decimals, or empty for none",
+            ],
+        ),
+        (
+            "tariff.currency = \"euro\"\n",
+            &[
+                "wattd.toml:1: `tariff.currency`: `euro` cannot be understood; allowed is a code of three letters such as EUR, or empty for none",
+            ],
+        ),
+    ] {
+        assert_eq!(told(text), lines, "{text}");
+    }
+}

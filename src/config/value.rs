@@ -13,6 +13,7 @@ use jiff::tz::TimeZone;
 use crate::limits;
 use crate::nearest::nearest;
 use crate::reading::Text;
+use crate::tariff::{Amount, Currency, Days, Hours, Season};
 
 /// A refused text as it is shown: cut to 80 bytes, without control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,6 +242,36 @@ pub fn count(text: &str, min: usize, max: usize) -> Result<usize, ValueError> {
     }
     let number = text.parse().ok();
     number.filter(|n| (min..=max).contains(n)).ok_or_else(|| ValueError::OutOfBounds(Shown::new(text)))
+}
+
+/// What `read` makes of a text, or that the text has another form.
+fn formed<T>(text: &str, read: fn(&str) -> Option<T>) -> Result<T, ValueError> {
+    read(text).ok_or_else(|| ValueError::Form(Shown::new(text)))
+}
+
+/// Money.
+pub fn amount(text: &str) -> Result<Amount, ValueError> {
+    formed(text, Amount::parse)
+}
+
+/// The code of a currency.
+pub fn currency(text: &str) -> Result<Currency, ValueError> {
+    formed(text, Currency::parse)
+}
+
+/// Days of the week.
+pub fn days(text: &str) -> Result<Days, ValueError> {
+    formed(text, Days::parse)
+}
+
+/// Times of day.
+pub fn hours(text: &str) -> Result<Hours, ValueError> {
+    formed(text, Hours::parse)
+}
+
+/// Parts of a year.
+pub fn season(text: &str) -> Result<Season, ValueError> {
+    formed(text, Season::parse)
 }
 
 /// `true` or `false`.

@@ -34,9 +34,11 @@ use hyper::{Method, Response, StatusCode};
 use jiff::tz::TimeZone;
 
 use crate::clock::Clock;
+use crate::config::Discovery;
 use crate::poll::fleet::Fleet;
 use crate::poll::requests::Requests;
 use crate::store::Store;
+use crate::tariff::Tariff;
 use access::Access;
 use params::{Params, decode_path};
 use reply::{Body, Problem};
@@ -59,6 +61,10 @@ pub struct App {
     pub access: Access,
     /// The zone of dates in requests and of times on the page.
     pub zone: TimeZone,
+    /// What energy costs.
+    pub tariff: Rc<Tariff>,
+    /// Where plugs are looked for, for a page that has none to show.
+    pub discovery: Discovery,
     /// Whether the first round of polls is done.
     pub ready: Rc<Cell<bool>>,
 }
@@ -75,6 +81,8 @@ impl App {
             clock,
             access: Access { loopback: true, ..Access::default() },
             zone: TimeZone::UTC,
+            tariff: Rc::default(),
+            discovery: Discovery::default(),
             ready: Rc::new(Cell::new(true)),
         }
     }

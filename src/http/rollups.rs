@@ -10,11 +10,12 @@ use crate::http::params::Params;
 use crate::http::reply::{Body, Problem, whole};
 use crate::http::rows::{RowWriter, Shape};
 use crate::limits;
+use crate::query::cost;
 use crate::query::cursor::Cursor;
 use crate::query::field::BucketField;
 use crate::query::names::Names;
 use crate::query::rollups::{Row, Walk};
-use crate::query::summary::{Summary, Who};
+use crate::query::summary::{Pricing, Summary, Who};
 use crate::store::{Store, StoreError};
 
 /// A page of buckets as JSON, or all of them as a stream of lines. `head_only` reads no row for a stream.
@@ -30,14 +31,17 @@ pub async fn rollups(app: &App, params: &Params, media: Media, head_only: bool) 
     let (wanted, offset) = params.walk(now, &app.zone)?;
     // An id without a number has no buckets.
     let devices = ids.into_iter().filter_map(|id| Some((app.store.number(id)?, id))).collect();
-    let walk = Walk::new(devices, params.step()?, wanted, &app.zone, now)?;
-    list::send(&app.store, Buckets { walk, writer }, params, media, (limits::DEFAULT_BUCKETS, offset), head_only).await
+    let walk = Walk::new(devices, params.step()?, wanted, (&app.zone, app.tariff.clone()), now)?;
+    let head = open(&writer, "buckets", &currency(app));
+    list::send(&app.store, Buckets { walk, writer, head }, params, media, (limits::DEFAULT_BUCKETS, offset), head_only)
+        .await
 }
 
 /// Buckets as a list.
 struct Buckets {
     walk: Walk,
     writer: RowWriter<BucketField>,
+    head: Vec<u8>,
 }
 
 impl List for Buckets {
@@ -53,7 +57,7 @@ impl List for Buckets {
     }
 
     fn open(&self) -> Vec<u8> {
-        self.writer.open("buckets")
+        self.head.clone()
     }
 
     fn write(&self, _: &Store, out: &mut Vec<u8>, row: &Row) {
@@ -76,11 +80,26 @@ pub async fn summary(app: &App, params: &Params, media: Media) -> Result<Respons
         let ids = params.devices(&names)?.unwrap_or_else(|| names.metered().collect());
         ids.into_iter().map(|id| Who::of(id, &fleet, &app.store, Now::of(app.clock.as_ref()))).collect()
     };
-    let summaries = Summary::of(&app.store, who, window).await?;
-    let mut out = writer.open("devices");
+    let summaries = Summary::of(&app.store, who, window, Pricing { tariff: &app.tariff, zone: &app.zone }).await?;
+    let charge = cost::standing_charge(&app.tariff, &app.zone, window);
+    let charge = charge.map(|charge| format!("\"standing_charge\":{charge},")).unwrap_or_default();
+    let mut out = open(&writer, "devices", &(currency(app) + &charge));
     list::write_all(&mut out, writer.shape, &summaries, |out, row| writer.write_row(out, row)).await;
     if writer.shape == Shape::Object {
         out.extend(b"]}\n");
     }
     Ok(whole(media, out))
+}
+
+/// What costs are in, as a member of an object that has others; nothing without a tariff.
+fn currency(app: &App) -> String {
+    app.tariff.currency.map(|currency| format!("\"currency\":\"{currency}\",")).unwrap_or_default()
+}
+
+/// What comes before the first row; of an object, `members` too.
+fn open(writer: &RowWriter<BucketField>, name: &str, members: &str) -> Vec<u8> {
+    match writer.shape {
+        Shape::Object => format!("{{{members}\"{name}\":[").into_bytes(),
+        _ => writer.open(name),
+    }
 }

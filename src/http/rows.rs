@@ -141,6 +141,7 @@ impl Cells<BucketField> for &rollups::Row {
             BucketField::Start => cell.time(self.period.start),
             BucketField::End => cell.time(self.period.end),
             BucketField::Device => cell.word(self.device),
+            BucketField::Cost => cell.number_or_null(self.cost),
             other => write_bucket(Some(&self.bucket), other, cell),
         }
     }
@@ -154,6 +155,7 @@ impl Cells<BucketField> for &summary::Summary {
             BucketField::End => cell.time(self.window.end),
             BucketField::Device => cell.word(self.who.id),
             BucketField::Alias => cell.text(&self.who.alias),
+            BucketField::Cost => cell.number_or_null(self.cost),
             BucketField::Total => {
                 cell.number_or_null(latest.and_then(|latest| latest.total).map(|total| total.decimal()));
             }
@@ -181,7 +183,7 @@ fn write_bucket(bucket: Option<&Bucket>, field: BucketField, cell: &mut Cell<'_>
         }
         BucketField::Readings => cell.number(bucket.map_or(0, |bucket| bucket.readings)),
         BucketField::Flags => cell.words(bucket.map_or(Flags::NONE, |bucket| bucket.flags).names()),
-        // Tariffs are not known yet, and the rest is not a bucket's.
+        // The rest is not a bucket's.
         _ => cell.null(),
     }
 }

@@ -4,6 +4,7 @@
 //! proportion to its rows, that a walk through pages sees each row once whatever arrives meanwhile, and that every
 //! refusal says what was wrong and what would be right. Knows nothing of HTTP, nor of how rows become text.
 
+pub mod cost;
 pub mod cursor;
 pub mod field;
 pub mod latest;

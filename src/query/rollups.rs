@@ -8,9 +8,12 @@
 //! Periods are sums of quarter hours, which are right in every zone. Stored hours take their place where every border of
 //! a slice is a whole hour of UTC: they are four times fewer.
 
+use std::rc::Rc;
+
 use jiff::ToSpan;
 use jiff::tz::TimeZone;
 
+use crate::query::cost::{self, Costs};
 use crate::query::cursor::{Cursor, Listing};
 use crate::query::readings::{Ahead, NoWalk, Wanted};
 use crate::query::time::Moment;
@@ -18,6 +21,7 @@ use crate::reading::DeviceId;
 use crate::rollup::civil::gather;
 use crate::rollup::{Bucket, Period, Step, periods};
 use crate::store::{DeviceNumber, Order, Position, Store, StoreError, Tier};
+use crate::tariff::{Cost, Tariff};
 use crate::units::UnixMillis;
 
 const HOUR_MS: i64 = 3_600_000;
@@ -34,6 +38,8 @@ pub struct Row {
     pub period: Period,
     /// What was recorded in it.
     pub bucket: Bucket,
+    /// What its energy cost. None without a tariff.
+    pub cost: Option<Cost>,
 }
 
 impl Row {
@@ -58,6 +64,7 @@ pub struct Walk {
     ids: Vec<DeviceId>,
     step: Step,
     zone: TimeZone,
+    tariff: Rc<Tariff>,
     now: UnixMillis,
     order: Order,
     /// What is not yet read: whole periods.
@@ -77,7 +84,7 @@ impl Walk {
         devices: Vec<(DeviceNumber, DeviceId)>,
         step: Step,
         wanted: Wanted,
-        zone: &TimeZone,
+        (zone, tariff): (&TimeZone, Rc<Tariff>),
         now: UnixMillis,
     ) -> Result<Self, NoWalk> {
         let cursor = wanted.cursor;
@@ -93,6 +100,7 @@ impl Walk {
             devices,
             step,
             zone: zone.clone(),
+            tariff,
             now,
             order: ahead.order,
             from: first.map_or(UnixMillis::MAX, |period| period.start),
@@ -167,10 +175,18 @@ impl Walk {
         (from, to): (UnixMillis, UnixMillis),
     ) -> Result<Vec<Row>, StoreError> {
         let tier = tier(self.step, slice);
+        let prices = cost::prices(&self.tariff, &self.zone, from, to);
         let mut rows = Vec::new();
         for (number, id) in &self.devices {
             let buckets = store.buckets(*id, tier, from, to, self.now).await?;
-            let row = |(period, bucket)| Some(Row { device: *id, number: *number, period, bucket: bucket? });
+            let costs = match &prices {
+                Some(prices) => Some(Costs::of(prices, store, *id, (&buckets, tier), (from, to), self.now).await?),
+                None => None,
+            };
+            let row = |(period, bucket): (Period, Option<Bucket>)| {
+                let cost = costs.as_ref().map(|costs| costs.within(period));
+                Some(Row { device: *id, number: *number, period, bucket: bucket?, cost })
+            };
             rows.extend(gather(slice.iter().copied(), buckets).filter_map(row));
         }
         match self.order {
@@ -229,7 +245,7 @@ mod tests {
         let zone = TimeZone::get(zone).unwrap();
         let moment = |text: Option<&str>| text.map(|text| crate::query::time::parse(text, NOW, &zone).unwrap());
         let wanted = Wanted { start: moment(start), end: moment(end), ..Wanted::default() };
-        let walk = Walk::new(vec![], step, wanted, &zone, NOW).unwrap();
+        let walk = Walk::new(vec![], step, wanted, (&zone, Rc::default()), NOW).unwrap();
         (walk.from.to_string(), walk.to.to_string())
     }
 

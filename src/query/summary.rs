@@ -16,6 +16,7 @@ use crate::clock::Now;
 use crate::limits;
 use crate::nearest::nearest;
 use crate::poll::fleet::Fleet;
+use crate::query::cost::{self, Costs};
 use crate::query::latest::Latest;
 use crate::query::time;
 use crate::reading::{DeviceId, Reading, Relay};
@@ -23,6 +24,7 @@ use crate::rollup::bucket::{QUARTER_HOUR_MS, quarter_hour};
 use crate::rollup::{Bucket, Millijoules, Period, PowerRange, Step, periods};
 use crate::store::chunk::Columns;
 use crate::store::{Order, Row, Scan, Store, StoreError, Tier};
+use crate::tariff::{Cost, Tariff};
 use crate::units::{MilliwattHours, UnixMillis};
 
 const HOUR_MS: i64 = 3_600_000;
@@ -138,6 +140,17 @@ pub struct Summary {
     pub window: Period,
     /// What was recorded in it. None when nothing was.
     pub bucket: Option<Bucket>,
+    /// What its energy cost. None without a tariff, and when nothing was recorded.
+    pub cost: Option<Cost>,
+}
+
+/// A tariff in its zone.
+#[derive(Clone, Copy, Debug)]
+pub struct Pricing<'a> {
+    /// The prices.
+    pub tariff: &'a Tariff,
+    /// Whose time they are by.
+    pub zone: &'a TimeZone,
 }
 
 impl Summary {
@@ -145,52 +158,83 @@ impl Summary {
     ///
     /// # Errors
     /// [`StoreError`] when the file cannot be read.
-    pub async fn of(store: &Store, who: Vec<Who>, window: Period) -> Result<Vec<Self>, StoreError> {
+    pub async fn of(
+        store: &Store,
+        who: Vec<Who>,
+        window: Period,
+        pricing: Pricing<'_>,
+    ) -> Result<Vec<Self>, StoreError> {
         // Until the first border of quarter hours, when the window does not begin at one.
         let first = quarter_hour(window.start);
         let border = if first == window.start { first } else { first.plus(QUARTER_HOUR_MS).min(window.end) };
         let mut cuts = cuts(store, &who, window.start, border).await?.into_iter();
         let mut summaries = Vec::with_capacity(who.len());
         for who in who {
-            let mut sum: Option<Bucket> = None;
+            let mut sum = Sum { bucket: None, cost: Cost::default() };
             if let Some(cut) = cuts.next() {
                 let whole = store.buckets(who.id, Tier::QuarterHour, first, first.plus(1), window.end).await?;
-                sum = whole.first().and_then(|whole| cut.finish(whole));
+                sum.bucket = whole.first().and_then(|whole| cut.finish(whole));
+                let prices = cost::prices(pricing.tariff, pricing.zone, first, first.plus(1));
+                if let Some((bucket, prices)) = sum.bucket.zip(prices) {
+                    sum.cost = prices.at(first).of(bucket.energy);
+                }
             }
-            sum_up(store, who.id, border, window.end, &mut sum).await?;
-            summaries.push(Self { who, window, bucket: sum });
+            sum.up(store, who.id, (border, window.end), pricing).await?;
+            let cost = sum.bucket.filter(|_| pricing.tariff.is_set()).map(|_| sum.cost);
+            summaries.push(Self { who, window, bucket: sum.bucket, cost });
         }
         Ok(summaries)
     }
 }
 
-/// Adds the buckets of a device from `from`, a border of quarter hours, up to now.
-async fn sum_up(
-    store: &Store,
-    id: DeviceId,
-    from: UnixMillis,
-    now: UnixMillis,
-    sum: &mut Option<Bucket>,
-) -> Result<(), StoreError> {
-    let end = now.plus(1);
-    let hour = from.plus((HOUR_MS - from.get().rem_euclid(HOUR_MS)) % HOUR_MS);
-    let mut at = if end.since(from) > EXACT_BELOW_MS { hour } else { end };
-    let mut add = |buckets: Vec<Bucket>| {
-        for bucket in buckets {
-            sum.get_or_insert(Bucket::empty(bucket.start)).merge(&bucket);
+/// A device's energy in the making.
+struct Sum {
+    bucket: Option<Bucket>,
+    cost: Cost,
+}
+
+impl Sum {
+    /// Adds the buckets of a device from `from`, a border of quarter hours, up to now.
+    async fn up(
+        &mut self,
+        store: &Store,
+        id: DeviceId,
+        (from, now): (UnixMillis, UnixMillis),
+        pricing: Pricing<'_>,
+    ) -> Result<(), StoreError> {
+        let end = now.plus(1);
+        let hour = from.plus((HOUR_MS - from.get().rem_euclid(HOUR_MS)) % HOUR_MS);
+        let mut at = if end.since(from) > EXACT_BELOW_MS { hour } else { end };
+        if from < at {
+            self.add(store, id, (Tier::QuarterHour, from, at), now, pricing).await?;
         }
-    };
-    if from < at {
-        add(store.buckets(id, Tier::QuarterHour, from, at, now).await?);
+        while at < end {
+            // Years in which nothing was recorded are passed over.
+            let Some(reach) = store.first_bucket(&[id], Order::Ascending, (at, end), now).await? else { break };
+            let start = reach.plus(-reach.get().rem_euclid(HOUR_MS));
+            at = start.plus(SLICE_MS).min(end);
+            self.add(store, id, (Tier::Hour, start, at), now, pricing).await?;
+        }
+        Ok(())
     }
-    while at < end {
-        // Years in which nothing was recorded are passed over.
-        let Some(reach) = store.first_bucket(&[id], Order::Ascending, (at, end), now).await? else { break };
-        let start = reach.plus(-reach.get().rem_euclid(HOUR_MS));
-        at = start.plus(SLICE_MS).min(end);
-        add(store.buckets(id, Tier::Hour, start, at, now).await?);
+
+    async fn add(
+        &mut self,
+        store: &Store,
+        id: DeviceId,
+        (tier, from, to): (Tier, UnixMillis, UnixMillis),
+        now: UnixMillis,
+        pricing: Pricing<'_>,
+    ) -> Result<(), StoreError> {
+        let buckets = store.buckets(id, tier, from, to, now).await?;
+        if let Some(prices) = cost::prices(pricing.tariff, pricing.zone, from, to) {
+            self.cost += Costs::of(&prices, store, id, (&buckets, tier), (from, to), now).await?.total();
+        }
+        for bucket in buckets {
+            self.bucket.get_or_insert(Bucket::empty(bucket.start)).merge(&bucket);
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// What the readings of `who` say of `[from, to)`, a part of a quarter hour; nothing when it is empty.
