@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# build.sh - cross-compile a Rust crate for Raspberry Pi and run it under qemu-user.
+# build.sh - static binaries of wattd for the Raspberry Pi, and the same under qemu-user.
 #
-#   build.sh build armv6|armv7|aarch64|TRIPLE [cargo args...]     static (musl) release binaries
-#   build.sh test  armv6|...                  [cargo args...]     cargo test, executed under qemu-user
-#   build.sh run   armv6|... BINARY           [args...]           run a built binary under qemu-user
-#   build.sh verify armv6|... BINARY                              static? right CPU level? 16k-page safe?
-#   build.sh plan  armv6|...                                      say which way would be used, build nothing
+#   build.sh dist  armv6|armv7|aarch64        the release binary, checked, as dist/wattd-NAME
+#   build.sh build armv6|armv7|aarch64 [cargo args...]    static (musl) release binaries; prints their paths
+#   build.sh test  armv6|...           [cargo args...]    cargo test, executed under qemu-user
+#   build.sh run   armv6|... BINARY    [args...]          run a built binary under qemu-user
+#   build.sh verify armv6|... BINARY                      static? hard float? right CPU level? 16 KiB pages?
+#   build.sh plan  armv6|...                              say which way would be used, build nothing
+#
+# armv6 is for the Pi Zero and 1, armv7 for 2 to 4 with a 32-bit system, aarch64 for 3 to 5 with a 64-bit one.
 #
 # Where the standard library for the target comes from, first that works (per target, not per machine):
 #   prebuilt  rustup's own rust-std for the target (installed, or `rustup target add` succeeds)
@@ -13,16 +16,26 @@
 #   debian    rustc + rust source from the packages of this machine's own apt sources
 #             (rustc-web/rust-web-src on stable, rustc/rust-src on testing), unpacked privately
 # Linker: rust-lld for prebuilt musl targets (nothing to download), else zig through cargo-zigbuild (PyPI).
-# Nothing is installed system-wide; everything lands in $PI_CROSS_DIR.
+# Nothing is installed system-wide; everything lands in $CROSS_DIR.
 #
-# Environment: PI_CROSS_DIR   (default ~/.cache/wattd-cross)
-#              PI_CROSS_STD   auto|prebuilt|src|debian           PI_CROSS_LINK auto|lld|zig
-#              PI_CROSS_ADD   1: may call `rustup target/component add` (default 1)
-#              PI_CROSS_JOBS  cargo -j (default 1)
+# Environment: CROSS_DIR   (default ~/.cache/wattd-cross)
+#              CROSS_STD   auto|prebuilt|src|debian           CROSS_LINK auto|lld|zig
+#              CROSS_ADD   1: may call `rustup target/component add` (default 1)
+#              CROSS_JOBS  cargo -j (default: cargo's own)
+#
+# Traps, each met:
+# - Debian's gcc-arm-linux-gnueabihf has crt, libc and libgcc for ARMv7: what it links for ARMv6 dies of SIGILL on a Pi
+#   Zero. `verify` looks for it. Nor does qemu-arm show it unless it is given -cpu arm1176.
+# - A std built into a sysroot has no crt1.o: musl targets then need -C link-self-contained=no, and zig's own.
+# - In such a std the crate panic_abort must be compiled with panic=abort, and all of it with bitcode, or there is no LTO.
+# - The std source must be of the compiler's very release: another one does not compile.
+# - ARMv6 code on a 64-bit kernel has its barriers emulated, slowly: there take aarch64.
+# - 32-bit musl has a 32-bit time_t: File::set_modified ends in 2038. wattd does not use it.
+# - Do not list these targets in a rust-toolchain.toml: where rustup has one of them not, nothing starts any more.
 set -euo pipefail
 
-D=${PI_CROSS_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/wattd-cross}
-STD=${PI_CROSS_STD:-auto} LINK=${PI_CROSS_LINK:-auto} ADD=${PI_CROSS_ADD:-1} JOBS=${PI_CROSS_JOBS:-1}
+D=${CROSS_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/wattd-cross}
+STD=${CROSS_STD:-auto} LINK=${CROSS_LINK:-auto} ADD=${CROSS_ADD:-1} JOBS=${CROSS_JOBS:+-j$CROSS_JOBS}
 ZIG_REQ='ziglang==0.17.1 --hash=sha256:ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54 --hash=sha256:b7c5f02fccd40f89b999ee16a1f5ddced56e6182370f8affe494bcf8a28cf07e
 cargo-zigbuild==0.24.0 --hash=sha256:484412e39e4c6039474535ce97ee75a22bab22d58233056f8ec8a8f9034bb957 --hash=sha256:6942e4320f7b05d8fb29e0a8ce5670bcbb3d254275100b85b5b7c86552f9a744'
 
@@ -38,7 +51,7 @@ target() { # short name -> T (triple), CPU (rustc -C target-cpu), QEMU, QCPU
     *-*-*)   T=$1 ;;
     *) die "unknown target $1 (armv6, armv7, aarch64 or a triple)" ;;
   esac
-  CPU=
+  CPU= NAME=$1
   case $T in
     arm-*)     QEMU=arm     QCPU=arm1176    CPU=arm1176jzf-s ;;  # v6K: 64-bit atomics inline
     armv7-*)   QEMU=arm     QCPU=cortex-a7 ;;
@@ -108,22 +121,23 @@ choose() { # -> HOW
     auto) if command -v rustc >/dev/null && try_prebuilt; then HOW=prebuilt
           elif command -v rustc >/dev/null && try_src; then HOW=src
           else try_debian; HOW=debian; fi ;;
-    *) die "PI_CROSS_STD=$STD?" ;;
+    *) die "CROSS_STD=$STD?" ;;
   esac
   if [ "$LINK" = auto ]; then case $HOW-$T in prebuilt-*musl*) LINK=lld ;; *) LINK=zig ;; esac; fi
 }
 
 build_std() { # -> SYS, a sysroot that holds std for T only, compiled once per compiler
-  local id; id=$(rustc -vV | sed -n 's/^commit-hash: //p' | cut -c1-12)-$HOW${CPU:+-$CPU}
+  local id; id=$(rustc -vV | sed -n 's/^commit-hash: //p' | cut -c1-12)-$HOW${CPU:+-$CPU}-s
   SYS="$D/std/$id"; [ -f "$SYS/lib/rustlib/$T/ok" ] && return
   say "compiling std for $T ($HOW, $(rustc -V))"
   local w; w=$(mktemp -d "$D/std-build.XXXXXX"); mkdir -p "$w/src"; echo '#![no_std]' >"$w/src/lib.rs"
-  printf '[package]\nname="stdstub"\nversion="0.0.0"\nedition="2021"\n[workspace]\n[profile.release]\nopt-level=3\ncodegen-units=1\n' >"$w/Cargo.toml"
-  # as in rustc's own build: the panic_abort crate alone is compiled with panic=abort
+  printf '[package]\nname="stdstub"\nversion="0.0.0"\nedition="2021"\n[workspace]\n[profile.release]\nopt-level="s"\ncodegen-units=1\n' >"$w/Cargo.toml"
+  # Small, and without the reader of debug information: the binary is stripped, so a backtrace would say nothing.
+  # As in rustc's own build: the panic_abort crate alone is compiled with panic=abort
   printf '#!/bin/sh\ncase " $* " in *" --crate-name panic_abort "*) exec "$@" -C panic=abort;; esac\nexec "$@"\n' >"$w/wrap"; chmod +x "$w/wrap"
   (cd "$w" && env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u CARGO_BUILD_TARGET RUSTC_BOOTSTRAP=1 RUSTC_WRAPPER="$w/wrap" CARGO_INCREMENTAL=0 CARGO_TARGET_DIR="$w/t" \
     "CARGO_TARGET_${V}_RUSTFLAGS=${CPU:+-C target-cpu=$CPU }-C embed-bitcode=yes -Zforce-unstable-if-unmarked -Aunexpected_cfgs" \
-    cargo build -q -j"$JOBS" --release -Zbuild-std=std,panic_abort,test --target "$T") || die "std did not build"
+    cargo build -q $JOBS --release -Zbuild-std=std,panic_abort,test -Zbuild-std-features=panic-unwind --target "$T") || die "std did not build"
   rm -rf "$SYS/lib/rustlib/$T"; mkdir -p "$SYS/lib/rustlib/$T/lib"
   find "$w/t/$T/release/deps" -name '*.rlib' ! -name 'libstdstub*' -exec cp {} "$SYS/lib/rustlib/$T/lib/" \;
   touch "$SYS/lib/rustlib/$T/ok"; rm -rf "$w"
@@ -147,7 +161,7 @@ prepare() { # the environment for cargo; sets CMD
     case $T in *musl*) flags="$flags -C link-self-contained=no" ;; esac
   fi
   # one target directory per provider: their compilers differ, and would evict each other's work
-  export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/pi-$HOW" CARGO_INCREMENTAL=0
+  export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/cross-$HOW" CARGO_INCREMENTAL=0
   if [ "$LINK" = lld ]; then export "CARGO_TARGET_${V}_LINKER=rust-lld"; else get_zig; fi
   export "CARGO_TARGET_${V}_RUSTFLAGS=${flags# }"
   say "$T: std=$HOW link=$LINK $(rustc -V)"
@@ -178,17 +192,22 @@ verify() { # verify BINARY
   say "$1: ok, $(stat -c %s "$1") bytes${a:+, ARM $a}"
 }
 
-[ $# -ge 2 ] || { sed -n '2,8p' "$0" | sed 's/^# \{0,1\}//'; exit 2; }
+compile() { # compile CARGO_ARGS...
+  if [ "$LINK" = lld ]; then cargo build --release $JOBS --target "$T" "$@"
+  else cargo-zigbuild zigbuild --release $JOBS --target "$T" "$@"; fi
+}
+
+[ $# -ge 2 ] || { sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//'; exit 2; }
 cmd=$1; target "$2"; shift 2
 case $cmd in
   plan)   choose; say "$T: std=$HOW link=$LINK compiler=$(rustc -V)" ;;
-  build)  prepare
-          if [ "$LINK" = lld ]; then cargo build --release -j"$JOBS" --target "$T" "$@"
-          else cargo-zigbuild zigbuild --release -j"$JOBS" --target "$T" "$@"; fi
+  build)  prepare; compile "$@"
           find "$CARGO_TARGET_DIR/$T/release" -maxdepth 1 -type f -perm -u+x ! -name '*.so' | while read -r b; do verify "$b"; echo "$b"; done ;;
+  dist)   prepare; compile --locked --bin wattd; verify "$CARGO_TARGET_DIR/$T/release/wattd"
+          mkdir -p dist; install -m 755 "$CARGO_TARGET_DIR/$T/release/wattd" "dist/wattd-$NAME" ;;
   test)   prepare; get_qemu; export "CARGO_TARGET_${V}_RUNNER=$Q -cpu $QCPU"
-          if [ "$LINK" = lld ]; then cargo test -j"$JOBS" --target "$T" "$@"
-          else cargo-zigbuild test -j"$JOBS" --target "$T" "$@"; fi ;;
+          if [ "$LINK" = lld ]; then cargo test $JOBS --target "$T" "$@"
+          else cargo-zigbuild test $JOBS --target "$T" "$@"; fi ;;
   run)    get_qemu; exec "$Q" -cpu "$QCPU" "$@" ;;
   verify) verify "$1" ;;
   *) die "unknown command $cmd" ;;

@@ -113,7 +113,7 @@ impl fmt::Display for AgentError {
             Self::Listen { address, source } => write!(f, "listen = \"{address}\": {source}"),
             Self::Token { path, source } if source.kind() == io::ErrorKind::PermissionDenied => write!(
                 f,
-                "http.token_file {}: {source}; the unit hands /etc/wattd/token over by itself, without this key",
+                "http.token_file {}: {source}; started by systemd, wattd gets it as a credential without this key",
                 path.display()
             ),
             Self::Token { path, source } => write!(f, "http.token_file {}: {source}", path.display()),

@@ -45,7 +45,7 @@ impl Now {
 pub const BUILT: UnixMillis = UnixMillis::new(1_795_392_000_000);
 
 /// Where systemd's time service notes that the clock was set from the network.
-const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
+pub const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 
 /// Whether `wall` can be believed: the system says that it was set, or it lies neither before this program was written nor
 /// before the `newest` reading known. (adjtimex would be the first to ask, but the unit's confinement forbids it.)

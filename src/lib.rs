@@ -14,7 +14,7 @@
 //! | 3 | [`poll`], [`store`] |
 //! | 5 | [`query`] |
 //! | 6 | [`http`], [`sys`] |
-//! | 7 | [`agent`] |
+//! | 7 | [`agent`], [`doctor`] |
 //! | 8 | [`cli`] |
 //!
 //! [`sim`] is the other side of the plug protocols, for `plugsim` and the tests; nothing above uses it.
@@ -26,6 +26,7 @@ pub mod agent;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod doctor;
 pub mod http;
 pub mod limits;
 pub mod nearest;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use wattd::agent::{Agent, AgentError, Outside};
 use wattd::cli::args::{self, Probing, Rounds, Verb};
-use wattd::cli::{Outcome, backup, check, config, discover, export, once, read};
+use wattd::cli::{Outcome, backup, check, config, discover, doctor, export, once, read};
 use wattd::clock::{Clock, SystemClock};
 use wattd::config::{Config, Loaded, Problems};
 use wattd::plug::{Tcp, xor};
@@ -22,6 +22,9 @@ fn main() -> ExitCode {
     let outcome = match (invocation.verb, loaded) {
         (Verb::ConfigShow(format), loaded) => config::show(&loaded, format),
         (Verb::ConfigCheck, loaded) => config::check(&loaded),
+        (Verb::Doctor(format), loaded) => {
+            smol::block_on(doctor::run(&loaded, &SystemClock::start(), xor::PORT, format))
+        }
         (_, Err(problems)) => config::refused(&problems),
         (Verb::Check(format), Ok(loaded)) => check::run(&loaded.config.data_dir, format),
         (Verb::Backup { file }, Ok(loaded)) => {

@@ -23,6 +23,7 @@ const LEVELS: &[(&str, u32)] = &[
     ("http", 6),
     ("sys", 6),
     ("agent", 7),
+    ("doctor", 7),
     ("cli", 8),
 ];
 

@@ -59,6 +59,8 @@ pub enum Verb {
         /// What becomes of a store that is there.
         existing: Existing,
     },
+    /// Look at everything and say what to do.
+    Doctor(Format),
     /// Print the effective settings.
     ConfigShow(Format),
     /// Say what is wrong with the settings.
@@ -160,6 +162,7 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Invocation, clap::E
         },
         "export" => Verb::Export(export(own)),
         "check" => Verb::Check(format(own)),
+        "doctor" => Verb::Doctor(format(own)),
         "backup" => Verb::Backup { file: own.get_one::<PathBuf>("file").cloned().ok_or_else(no_verb)? },
         "restore" => Verb::Restore {
             file: own.get_one::<PathBuf>("file").cloned().ok_or_else(no_verb)?,
@@ -295,6 +298,11 @@ pub fn command() -> Command {
                 .about("Makes a store of a FILE that `backup` has written; no agent may run")
                 .arg(file("Where from"))
                 .arg(switch("force", "Replace the store that is there")),
+        )
+        .subcommand(
+            Command::new("doctor")
+                .about("Looks at settings, clock, network, plugs, disk and unit, and says what to do")
+                .arg(json()),
         )
         .subcommand(
             Command::new("config")

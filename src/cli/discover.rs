@@ -52,9 +52,9 @@ pub async fn run(config: &Config, clock: &dyn Clock, port: u16, format: Format) 
     }
 }
 
-type Found = BTreeMap<Mac, Sighting>;
+pub(super) type Found = BTreeMap<Mac, Sighting>;
 
-async fn probe(config: &Config, clock: &dyn Clock, port: u16) -> io::Result<(Found, String)> {
+pub(super) async fn probe(config: &Config, clock: &dyn Clock, port: u16) -> io::Result<(Found, String)> {
     let (prober, mut listener) = discovery::open(port).await?;
     let start = clock.elapsed();
     let (mut found, mut troubles) = (Found::new(), String::new());

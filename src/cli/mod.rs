@@ -8,6 +8,7 @@ pub mod backup;
 pub mod check;
 pub mod config;
 pub mod discover;
+pub mod doctor;
 pub mod export;
 pub mod once;
 pub mod read;

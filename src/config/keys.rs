@@ -418,7 +418,7 @@ pub static KEYS: &[Key] = &[
         kind: Kind::SecretFile(|c| &mut c.account.password_file),
         default: "",
         doc: "The file with the account's password; never the password itself",
-        more: "The default is systemd's credential account-password, which the unit makes of /etc/wattd/password.",
+        more: "The default is /etc/wattd/password where there is one; the unit hands it over as its credential account-password.",
         planned: true,
     },
     Key {
@@ -472,7 +472,7 @@ pub static KEYS: &[Key] = &[
         kind: Kind::SecretFile(|c| &mut c.http.token_file),
         default: "",
         doc: "The file with the token that clients must send",
-        more: "The default is systemd's credential http-token, which the unit makes of /etc/wattd/token.",
+        more: "The default is /etc/wattd/token where there is one; the unit hands it over as its credential http-token.",
         planned: false,
     },
     Key {

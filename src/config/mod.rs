@@ -38,9 +38,12 @@ const PREFIX: &str = "WATTD_";
 const PLACES: [&str; 4] = ["STATE_DIRECTORY", "RUNTIME_DIRECTORY", "XDG_DATA_HOME", "HOME"];
 /// Where systemd puts the credentials that it hands to a service.
 const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
-/// The settings whose default is a credential: section, name, and the credential's name in the unit.
-const CREDENTIALS: [(&str, &str, &str); 2] =
-    [("account", "password_file", "account-password"), ("http", "token_file", "http-token")];
+/// The settings whose default is a credential: section, name, the credential's name in the unit, and the file that the unit
+/// makes it of.
+const CREDENTIALS: [(&str, &str, &str, &str); 2] = [
+    ("account", "password_file", "account-password", "/etc/wattd/password"),
+    ("http", "token_file", "http-token", "/etc/wattd/token"),
+];
 
 /// Everything that can be set. Every value lies within the bounds of its key.
 #[derive(Clone, Debug, PartialEq)]
@@ -223,7 +226,7 @@ pub struct Machine {
     pub is_root: bool,
     /// The IANA name of the system's time zone, when it has one.
     pub zone: Option<String>,
-    /// The files of the credentials that systemd handed over. A blank one is the unit's word for none, and not here.
+    /// The files with the secrets that systemd handed over, or would.
     pub credentials: Vec<PathBuf>,
 }
 
@@ -556,11 +559,14 @@ pub fn stderr_is_journal() -> bool {
     rustix::fs::fstat(std::io::stderr()).ok().as_ref().and_then(names).unwrap_or(false)
 }
 
+/// The credentials that systemd handed over; outside of the unit the files that it would make them of, so that a verb finds
+/// the same settings as the agent. A blank one is the unit's word for none.
 fn credentials() -> Vec<PathBuf> {
-    let Some(dir) = std::env::var_os(CREDENTIALS_DIRECTORY).map(PathBuf::from) else { return Vec::new() };
-    let paths = CREDENTIALS.iter().map(|(.., name)| dir.join(name));
     let says_something = |path: &PathBuf| read_file(path).is_ok_and(|text| !text.trim().is_empty());
-    paths.filter(says_something).collect()
+    match std::env::var_os(CREDENTIALS_DIRECTORY).map(PathBuf::from) {
+        Some(dir) => CREDENTIALS.iter().map(|(.., name, _)| dir.join(name)).filter(says_something).collect(),
+        None => CREDENTIALS.iter().map(|(.., file)| PathBuf::from(file)).filter(|path| path.exists()).collect(),
+    }
 }
 
 /// What systemd tells a service of itself.
@@ -680,10 +686,14 @@ impl Loader {
             warnings: Vec::new(),
         };
         let places = [("data_dir", Some(data_dir(sources))), ("journal_dir", runtime_dir(sources))];
-        for (section, name, credential) in CREDENTIALS {
-            let file = sources.machine.credentials.iter().find(|path| path.ends_with(credential));
+        for (section, name, credential, usual) in CREDENTIALS {
+            let is_it = |path: &&PathBuf| path.ends_with(credential) || *path == Path::new(usual);
+            let file = sources.machine.credentials.iter().find(is_it);
             if let Some((key, file)) = keys::find(section, name).zip(file.and_then(|file| file.to_str())) {
-                loader.set(key, file, Origin::Variable(CREDENTIALS_DIRECTORY.to_owned()));
+                let is_usual = file == usual;
+                let origin =
+                    if is_usual { Origin::Default } else { Origin::Variable(CREDENTIALS_DIRECTORY.to_owned()) };
+                loader.set(key, file, origin);
             }
         }
         for (name, place) in places {
