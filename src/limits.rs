@@ -21,6 +21,10 @@ pub const XOR_PAYLOAD: usize = 64 * 1024;
 pub const HTTP_PLUG_BODY: usize = 64 * 1024;
 /// The longest session cookie believed. Real ones have 45 bytes with name and timeout.
 pub const COOKIE: usize = 256;
+/// PBKDF2 rounds that a plug may ask for. Real ones ask for 3,000, a tenth of a second on the smallest Pi.
+pub const PBKDF2_ITERATIONS: u32 = 20_000;
+/// The longest salt of a plug believed. Real ones have 16 bytes.
+pub const TPAP_SALT: usize = 64;
 /// Logins within one poll, after a plug has forgotten its session. Some forget it right after a login, once or twice.
 pub const LOGINS_A_POLL: u32 = 3;
 /// How long a plug that has locked itself after wrong passwords is left alone: it locks for half an hour.

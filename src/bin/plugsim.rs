@@ -36,9 +36,10 @@ fn main() -> ExitCode {
 fn command() -> Command {
     Command::new("plugsim")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Simulates TP-Link Kasa plugs on loopback addresses, over the real protocol.")
+        .about("Simulates TP-Link Kasa and Tapo plugs on loopback addresses, over the real protocols.")
         .after_help(format!(
             "Prints one line per plug, the discovery address and then \"ready\". Ends on SIGTERM, SIGINT or quit.\n\
+             Plugs that want an account take user@example.com with the password hunter22.\n\
              While stdin is open it takes orders:\n{}",
             Order::HELP
         ))
@@ -53,7 +54,19 @@ fn command() -> Command {
             option("port", "PORT")
                 .default_value("9999")
                 .value_parser(value_parser!(u16).range(1..))
-                .help("TCP and UDP port of all plugs; clients expect 9999"),
+                .help("TCP and UDP port of the plugs that speak XOR; clients expect 9999"),
+        )
+        .arg(
+            option("http-port", "PORT")
+                .default_value("8080")
+                .value_parser(value_parser!(u16).range(1..))
+                .help("TCP port of those that speak HTTP, as they announce it; real ones have 80, which needs root"),
+        )
+        .arg(
+            option("mix", "MIX")
+                .default_value("iot")
+                .value_parser(["iot", "every"])
+                .help("iot: Kasa plugs that need no account; every: Kasa and Tapo plugs of every protocol"),
         )
         .arg(option("seed", "N").default_value("1").value_parser(value_parser!(u64)).help("Same seed, same readings"))
         .arg(
@@ -151,9 +164,14 @@ fn run(matches: &ArgMatches) -> io::Result<()> {
     }
     // Before the fleet's thread starts, so that a signal in between is not lost.
     let mut signals = Signals::new([Signal::Term, Signal::Int])?;
-    let mut spec =
-        FleetSpec::mixed(value::<u16>(matches, "plugs")?.into(), value(matches, "base")?, value(matches, "seed")?)?;
+    let (count, base, seed) =
+        (value::<u16>(matches, "plugs")?.into(), value(matches, "base")?, value(matches, "seed")?);
+    let mut spec = match value::<String>(matches, "mix")?.as_str() {
+        "every" => FleetSpec::every_protocol(count, base, seed)?,
+        _ => FleetSpec::mixed(count, base, seed)?,
+    };
     spec.port = value(matches, "port")?;
+    spec.http_port = value(matches, "http-port")?;
     spec.pace =
         if matches.get_flag("frozen") { Pace::Frozen(FROZEN_AT) } else { Pace::Times(value(matches, "speed")?) };
     let fleet = Arc::new(Fleet::start(spec)?);
@@ -223,18 +241,22 @@ fn list(fleet: &Fleet, is_json: bool) -> String {
     let plugs = fleet.plugs();
     if is_json {
         let plugs: Vec<_> = plugs.iter().map(as_json).collect();
-        return format!("{}\n", json!({"plugs": plugs, "discovery": fleet.discovery(), "port": fleet.port()}));
+        return format!(
+            "{}\n",
+            json!({"plugs": plugs, "discovery": fleet.discovery(), "port": fleet.port(), "http_port": fleet.http_port()})
+        );
     }
     let mut text = String::new();
     for plug in &plugs {
         let loads = names(plug).join(" ");
         let fault = plug.fault.map(|fault| format!("  FAULT {fault}")).unwrap_or_default();
         text += &format!(
-            "{:>4}  {:<15}  {}  {:<7}  {:<18}  {loads}  requests {}, writes {}{fault}\n",
+            "{:>4}  {:<15}  {}  {:<7}  {:<10}  {:<18}  {loads}  requests {}, writes {}{fault}\n",
             plug.index + 1,
             plug.address,
             plug.mac,
             plug.model,
+            plug.protocol,
             plug.alias,
             plug.counters.requests,
             plug.counters.writes_seen,
@@ -258,7 +280,8 @@ fn as_json(plug: &PlugView) -> serde_json::Value {
         "outlets": plug.model.children(), "loads": names(plug), "fault": plug.fault.map(|fault| fault.to_string()),
         "connections": seen.connections, "max_connections": seen.max_connections, "requests": seen.requests,
         "datagrams": seen.datagrams, "max_in_flight": seen.max_in_flight, "split_requests": seen.split_requests,
-        "writes_seen": seen.writes_seen,
+        "writes_seen": seen.writes_seen, "protocol": plug.protocol.name(), "handshakes": seen.handshakes,
+        "logins_refused": seen.logins_refused, "closest_s": seen.closest.map(|gap| gap.as_secs_f64()),
     })
 }
 

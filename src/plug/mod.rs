@@ -6,11 +6,15 @@
 //! again; nothing is returned before the MAC that answers was compared with the MAC that was asked. Only ever reads:
 //! there is no request here that switches, resets or configures.
 
+#[cfg(feature = "aes-passthrough")]
+pub mod aes;
 pub mod discovery;
 pub mod iot;
 pub mod klap;
 pub mod session;
+pub mod spake2;
 pub mod tdp;
+pub mod tpap;
 pub mod xor;
 
 use std::fmt;

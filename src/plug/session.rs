@@ -11,8 +11,12 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::klap;
+#[cfg(feature = "aes-passthrough")]
+use super::aes::{self, RunKey};
+use super::{klap, tpap};
 use crate::limits;
+#[cfg(feature = "aes-passthrough")]
+use crate::units::UnixMillis;
 
 /// An e-mail address and a password, as the vendor's cloud knows them. Case matters in both.
 #[derive(Clone, PartialEq, Eq)]
@@ -112,6 +116,8 @@ pub struct Request {
 
 /// `Content-Type` of bytes.
 pub(crate) const BYTES: &str = "application/octet-stream";
+/// `Content-Type` of JSON.
+pub(crate) const JSON: &str = "application/json";
 
 /// Paths hold session tokens, and bodies proofs of the password: neither is shown.
 impl fmt::Debug for Request {
@@ -197,6 +203,9 @@ pub struct Login(Kind);
 #[derive(Debug)]
 enum Kind {
     Klap(klap::Login),
+    Tpap(tpap::Login),
+    #[cfg(feature = "aes-passthrough")]
+    Aes(aes::Login),
 }
 
 /// What a login does next.
@@ -216,11 +225,32 @@ impl Login {
         (Self(Kind::Klap(login)), request)
     }
 
+    /// Begins a TPAP login, which takes the account's password alone.
+    ///
+    /// # Errors
+    /// [`SessionError::AccountNeeded`] without an account.
+    pub fn tpap(account: Option<&Credentials>, seed: &Seed) -> Result<(Self, Request), SessionError> {
+        let (login, request) = tpap::Login::start(account, seed)?;
+        Ok((Self(Kind::Tpap(login)), request))
+    }
+
+    /// Begins an AES passthrough login. `time` stands in it for the plug's own log.
+    #[cfg(feature = "aes-passthrough")]
+    #[must_use]
+    pub fn aes(account: Option<&Credentials>, key: &RunKey, time: UnixMillis) -> (Self, Request) {
+        let (login, request) = aes::Login::start(account, key, time);
+        (Self(Kind::Aes(login)), request)
+    }
+
     /// Whether [`Login::hear`] takes so long that a worker should do it.
     #[must_use]
     pub const fn is_slow(&self) -> bool {
         match &self.0 {
             Kind::Klap(_) => false,
+            Kind::Tpap(login) => login.is_slow(),
+            // Decrypting with the RSA key.
+            #[cfg(feature = "aes-passthrough")]
+            Kind::Aes(_) => true,
         }
     }
 
@@ -234,6 +264,15 @@ impl Login {
                 klap::Step::Send(login, request) => Step::Send(Self(Kind::Klap(login)), request),
                 klap::Step::Ready(session) => Step::Ready(Session(Carrier::Klap(session))),
             }),
+            Kind::Tpap(login) => Ok(match login.hear(reply)? {
+                tpap::Step::Send(login, request) => Step::Send(Self(Kind::Tpap(login)), request),
+                tpap::Step::Ready(session) => Step::Ready(Session(Carrier::Tpap(session))),
+            }),
+            #[cfg(feature = "aes-passthrough")]
+            Kind::Aes(login) => Ok(match login.hear(reply)? {
+                aes::Step::Send(login, request) => Step::Send(Self(Kind::Aes(login)), request),
+                aes::Step::Ready(session) => Step::Ready(Session(Carrier::Aes(session))),
+            }),
         }
     }
 }
@@ -245,6 +284,9 @@ pub struct Session(Carrier);
 #[derive(Debug)]
 enum Carrier {
     Klap(klap::Session),
+    Tpap(tpap::Session),
+    #[cfg(feature = "aes-passthrough")]
+    Aes(aes::Session),
 }
 
 impl Session {
@@ -255,6 +297,9 @@ impl Session {
     pub fn seal(&mut self, plain: &[u8]) -> Result<Request, SessionError> {
         match &mut self.0 {
             Carrier::Klap(session) => Ok(session.seal(plain)),
+            Carrier::Tpap(session) => session.seal(plain),
+            #[cfg(feature = "aes-passthrough")]
+            Carrier::Aes(session) => Ok(session.seal(plain)),
         }
     }
 
@@ -263,9 +308,12 @@ impl Session {
     /// # Errors
     /// [`SessionError`]. After [`SessionError::SessionGone`], [`SessionError::BadSignature`] and
     /// [`SessionError::Garbage`] this session is to be forgotten.
-    pub fn open(&mut self, reply: Reply) -> Result<Vec<u8>, SessionError> {
+    pub fn open(&mut self, reply: &Reply) -> Result<Vec<u8>, SessionError> {
         match &mut self.0 {
-            Carrier::Klap(session) => session.open(&reply),
+            Carrier::Klap(session) => session.open(reply),
+            Carrier::Tpap(session) => session.open(reply),
+            #[cfg(feature = "aes-passthrough")]
+            Carrier::Aes(session) => session.open(reply),
         }
     }
 
@@ -275,6 +323,9 @@ impl Session {
     pub const fn lifetime(&self) -> Option<Duration> {
         match &self.0 {
             Carrier::Klap(session) => Some(session.lifetime()),
+            Carrier::Tpap(_) => None,
+            #[cfg(feature = "aes-passthrough")]
+            Carrier::Aes(_) => None,
         }
     }
 
@@ -283,6 +334,9 @@ impl Session {
     pub const fn whose(&self) -> Whose {
         match &self.0 {
             Carrier::Klap(session) => session.whose(),
+            Carrier::Tpap(session) => session.whose(),
+            #[cfg(feature = "aes-passthrough")]
+            Carrier::Aes(session) => session.whose(),
         }
     }
 }

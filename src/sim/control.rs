@@ -5,6 +5,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use super::{Fault, Fleet, NotAFault, Which};
+use crate::reading::Protocol::{self, IotKlap, IotXor, SmartAes, SmartKlap, SmartTpap};
 
 /// An order from a line of text. Plugs are named by their number from 1 or by their address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Order {
     Clear(Which),
     /// `move PLUG ADDRESS`
     Move(Which, Ipv4Addr),
+    /// `speak PLUG PROTOCOL`
+    Speak(Which, Protocol),
     /// `list`
     List,
     /// `help`
@@ -29,8 +32,13 @@ impl Order {
         "fault PLUG NAME[:SECONDS]   misbehave: silence refuse close one-reply delay:S half-close half-silence
                             huge-length zero-length garbage drip stray wrong-device
                             glitch counter-reset restart:S
+                            over HTTP also: reset-reused session-lost no-session
+                            wrong-signature wrong-password locked local-off no-batch
+                            silent-batch clock-unset slow-clock plain-inner asleep
 clear PLUG                  behave again
 move PLUG ADDRESS           listen on another loopback address
+speak PLUG PROTOCOL         take other firmware: iot-xor iot-klap, or smart-klap
+                            smart-tpap smart-aes
 list                        all plugs with their faults and counts
 quit                        end
 PLUG is a number from 1 or an address.";
@@ -45,6 +53,11 @@ PLUG is a number from 1 or an address.";
             ["fault", plug, fault] => Ok(Self::Fault(which(plug)?, fault.parse().map_err(OrderError::Fault)?)),
             ["clear", plug] => Ok(Self::Clear(which(plug)?)),
             ["move", plug, to] => Ok(Self::Move(which(plug)?, to.parse().map_err(|_| OrderError::Address)?)),
+            ["speak", plug, protocol] => {
+                let all = [IotXor, IotKlap, SmartKlap, SmartTpap, SmartAes];
+                let found = all.into_iter().find(|known| known.name() == *protocol);
+                Ok(Self::Speak(which(plug)?, found.ok_or(OrderError::Protocol)?))
+            }
             ["list"] => Ok(Self::List),
             ["help"] => Ok(Self::Help),
             ["quit"] => Ok(Self::Quit),
@@ -64,12 +77,13 @@ PLUG is a number from 1 or an address.";
     /// Does it. [`Order::List`], [`Order::Help`] and [`Order::Quit`] change nothing in the fleet.
     ///
     /// # Errors
-    /// Those of [`Fleet::set_fault`], [`Fleet::clear`] and [`Fleet::move_to`].
+    /// Those of [`Fleet::set_fault`], [`Fleet::clear`], [`Fleet::move_to`] and [`Fleet::speak`].
     pub fn give(self, fleet: &Fleet) -> io::Result<()> {
         match self {
             Self::Fault(which, fault) => fleet.set_fault(which, fault),
             Self::Clear(which) => fleet.clear(which),
             Self::Move(which, to) => fleet.move_to(which, to),
+            Self::Speak(which, protocol) => fleet.speak(which, protocol),
             Self::List | Self::Help | Self::Quit => Ok(()),
         }
     }
@@ -93,6 +107,8 @@ pub enum OrderError {
     NoPlug,
     /// Where to move is not an address.
     Address,
+    /// What to speak is no protocol.
+    Protocol,
     /// The fault is none.
     Fault(NotAFault),
 }
@@ -103,6 +119,9 @@ impl fmt::Display for OrderError {
             Self::Unknown => f.write_str("not understood; try help"),
             Self::NoPlug => f.write_str("a plug is its number from 1, or its address"),
             Self::Address => f.write_str("not an address; one looks like 127.80.0.99"),
+            Self::Protocol => {
+                f.write_str("no such protocol; there are iot-xor iot-klap smart-klap smart-tpap smart-aes")
+            }
             Self::Fault(error) => error.fmt(f),
         }
     }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// How a plug misbehaves. All but [`Fault::CounterReset`] and [`Fault::Restart`] last until they are cleared.
+/// How a plug misbehaves. All but [`Fault::CounterReset`], [`Fault::SessionLost`] and [`Fault::Restart`] last until they
+/// are cleared. Those from [`Fault::ResetReused`] on are for plugs that speak HTTP and leave others healthy.
 ///
 /// Over UDP there is no connection and no length: [`Fault::Close`], [`Fault::HugeLength`], [`Fault::ZeroLength`] and
 /// [`Fault::Drip`] leave UDP healthy; half a reply is half a datagram.
@@ -42,11 +43,37 @@ pub enum Fault {
     CounterReset,
     /// Loses power: connections drop, refuses for this long, then is healthy with counters and on-time at 0.
     Restart(Duration),
+    /// Resets a connection on which a second request comes.
+    ResetReused,
+    /// Its session is gone, once; another fault stays as it is.
+    SessionLost,
+    /// Lets peers log in and then knows no session.
+    NoSession,
+    /// Signs its replies with another key.
+    WrongSignature,
+    /// Has another password.
+    WrongPassword,
+    /// Locked after too many wrong passwords.
+    Locked,
+    /// Local access is switched off in the vendor's app.
+    LocalOff,
+    /// Takes no batches, and says so.
+    NoBatch,
+    /// Never answers a batch.
+    SilentBatch,
+    /// Its clock was never set: it is the year 2000 there, and some methods fail of it.
+    ClockUnset,
+    /// Never answers what time it is.
+    SlowClock,
+    /// Answers in the open inside AES passthrough.
+    PlainInner,
+    /// Its HTTP port opens only after a discovery probe.
+    Asleep,
 }
 
 impl Fault {
     /// One of each, for tests that try them all.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 29] = [
         Self::Silence,
         Self::Refuse,
         Self::Close,
@@ -63,6 +90,19 @@ impl Fault {
         Self::Glitch,
         Self::CounterReset,
         Self::Restart(Self::RESTART),
+        Self::ResetReused,
+        Self::SessionLost,
+        Self::NoSession,
+        Self::WrongSignature,
+        Self::WrongPassword,
+        Self::Locked,
+        Self::LocalOff,
+        Self::NoBatch,
+        Self::SilentBatch,
+        Self::ClockUnset,
+        Self::SlowClock,
+        Self::PlainInner,
+        Self::Asleep,
     ];
 
     /// How long a restart takes unless told otherwise.
@@ -94,6 +134,19 @@ impl Fault {
             Self::Glitch => "glitch",
             Self::CounterReset => "counter-reset",
             Self::Restart(_) => "restart",
+            Self::ResetReused => "reset-reused",
+            Self::SessionLost => "session-lost",
+            Self::NoSession => "no-session",
+            Self::WrongSignature => "wrong-signature",
+            Self::WrongPassword => "wrong-password",
+            Self::Locked => "locked",
+            Self::LocalOff => "local-off",
+            Self::NoBatch => "no-batch",
+            Self::SilentBatch => "silent-batch",
+            Self::ClockUnset => "clock-unset",
+            Self::SlowClock => "slow-clock",
+            Self::PlainInner => "plain-inner",
+            Self::Asleep => "asleep",
         }
     }
 }

@@ -12,7 +12,7 @@ use super::load::{current, mains_voltage, mix};
 use super::{Load, Model, PlugSpec, PlugState};
 use crate::limits;
 use crate::plug::xor;
-use crate::reading::{Alias, ChildId, DeviceId, Label, OutletFacts, PlugFacts, Protocol, Reading, Relay};
+use crate::reading::{Alias, ChildId, DeviceId, Label, OutletFacts, PlugFacts, Reading, Relay};
 use crate::store::{Store, StoreError};
 use crate::units::{MilliwattHours, UnixMillis};
 
@@ -146,7 +146,7 @@ fn facts(plug: &PlugSpec) -> PlugFacts {
         model: Label::new(model.label()),
         hardware: Label::new(model.hardware()),
         firmware: Label::new(model.firmware()),
-        protocol: Protocol::IotXor,
+        protocol: plug.protocol,
         has_meter: model.meter().is_some(),
         outlets: (0..model.children()).map(outlet).collect(),
     }

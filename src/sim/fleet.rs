@@ -6,7 +6,7 @@
 //! moment before its reply leaves.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::{Rc, Weak};
@@ -19,12 +19,14 @@ use smol::channel::{Receiver, Sender};
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::{LocalExecutor, Timer, future};
 
+use super::door::{Door, Event, Keeper};
 use super::load::mix;
 use super::spec::invalid;
-use super::{Fault, FleetSpec, Lie, Model, Pace, PlugState, Served, ServedReading, Via, reply};
+use super::web::Ask;
+use super::{Fault, FleetSpec, Lie, Model, Pace, PlugState, Served, ServedReading, Via, announce, reply, smart, web};
 use crate::clock::{Clock, SystemClock};
-use crate::plug::xor;
-use crate::reading::Mac;
+use crate::plug::{tdp, xor};
+use crate::reading::{DeviceId, Mac, Protocol};
 
 /// Connections a plug holds at once; a further one is accepted and closed. Real ones have memory for a handful.
 pub const CONNECTIONS_PER_PLUG: u64 = 4;
@@ -77,6 +79,12 @@ pub struct Counters {
     pub split_requests: u64,
     /// Commands that change something or disturb the plug's network. A monitor sends none.
     pub writes_seen: u64,
+    /// Logins begun.
+    pub handshakes: u64,
+    /// Logins that were refused for what they proved.
+    pub logins_refused: u64,
+    /// The least real time between two readings of one outlet, asked over TCP.
+    pub closest: Option<Duration>,
 }
 
 impl Counters {
@@ -91,6 +99,9 @@ impl Counters {
             max_in_flight: self.max_in_flight.max(other.max_in_flight),
             split_requests: self.split_requests + other.split_requests,
             writes_seen: self.writes_seen + other.writes_seen,
+            handshakes: self.handshakes + other.handshakes,
+            logins_refused: self.logins_refused + other.logins_refused,
+            closest: self.closest.into_iter().chain(other.closest).min(),
         }
     }
 }
@@ -108,6 +119,8 @@ pub struct PlugView {
     pub model: Model,
     /// Its alias.
     pub alias: String,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// What is connected, outlet by outlet.
     pub loads: Vec<super::Load>,
     /// What is wrong with it.
@@ -165,6 +178,7 @@ impl Ledger {
 enum Task {
     Fault(Which, Option<Fault>),
     Move(Which, Ipv4Addr),
+    Speak(Which, Protocol),
     View,
 }
 
@@ -186,6 +200,7 @@ pub struct Fleet {
     ledger: Arc<Mutex<Ledger>>,
     discovery: Option<Ipv4Addr>,
     port: u16,
+    http_port: u16,
 }
 
 impl Fleet {
@@ -198,7 +213,7 @@ impl Fleet {
         check(&spec)?;
         make_room_for(&spec);
         let ledger = Arc::new(Mutex::new(Ledger { room: spec.ledger, ..Ledger::default() }));
-        let (discovery, port) = (spec.discovery, spec.port);
+        let (discovery, port, http_port) = (spec.discovery, spec.port, spec.http_port);
         // Commands come from callers that wait for each, so that few are ever under way.
         let (commands, orders) = smol::channel::bounded(64);
         let (started, has_started) = mpsc::sync_channel(1);
@@ -206,7 +221,7 @@ impl Fleet {
         let thread = std::thread::Builder::new()
             .name("plugs".to_owned())
             .spawn(move || smol::block_on(run(spec, shared, orders, started)))?;
-        let fleet = Self { commands, thread: Some(thread), ledger, discovery, port };
+        let fleet = Self { commands, thread: Some(thread), ledger, discovery, port, http_port };
         has_started.recv().map_err(|_| gone())??;
         Ok(fleet)
     }
@@ -234,6 +249,15 @@ impl Fleet {
     /// As [`Fleet::set_fault`], and [`io::ErrorKind::InvalidInput`] when the address is not loopback or another plug's.
     pub fn move_to(&self, plug: impl Into<Which>, address: Ipv4Addr) -> io::Result<()> {
         self.change(Task::Move(plug.into(), address))
+    }
+
+    /// Gives a plug firmware that speaks another protocol, as updates do over night: the ports of the old one close, and
+    /// its sessions are gone.
+    ///
+    /// # Errors
+    /// As [`Fleet::set_fault`], and [`io::ErrorKind::InvalidInput`] when the model cannot.
+    pub fn speak(&self, plug: impl Into<Which>, protocol: Protocol) -> io::Result<()> {
+        self.change(Task::Speak(plug.into(), protocol))
     }
 
     /// All plugs in the order of the spec.
@@ -274,10 +298,16 @@ impl Fleet {
         self.discovery
     }
 
-    /// The port of all plugs.
+    /// The port of all plugs that speak XOR.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port of all plugs that speak HTTP.
+    #[must_use]
+    pub const fn http_port(&self) -> u16 {
+        self.http_port
     }
 
     fn change(&self, task: Task) -> io::Result<()> {
@@ -320,7 +350,19 @@ fn check(spec: &FleetSpec) -> io::Result<()> {
             return Err(invalid(format!("{address} is given to two plugs; each needs an address of its own")));
         }
     }
-    Ok(())
+    spec.plugs.iter().try_for_each(|plug| check_protocol(plug.model, plug.protocol))
+}
+
+/// A model has one dialect for life; what carries it changes with the firmware.
+fn check_protocol(model: Model, protocol: Protocol) -> io::Result<()> {
+    if model.is_smart() == is_smart(protocol) {
+        return Ok(());
+    }
+    Err(invalid(format!("{model} does not speak {protocol}: the dialect of a model never changes")))
+}
+
+const fn is_smart(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::SmartKlap | Protocol::SmartTpap | Protocol::SmartAes)
 }
 
 fn check_loopback(address: Ipv4Addr) -> io::Result<()> {
@@ -365,6 +407,7 @@ async fn run(
                 let _ = done.send(match task {
                     Task::Fault(which, fault) => Done::Changed(world.set_fault(which, fault).await),
                     Task::Move(which, address) => Done::Changed(world.move_to(which, address).await),
+                    Task::Speak(which, protocol) => Done::Changed(world.speak(which, protocol).await),
                     Task::View => Done::Plugs(world.view()),
                 });
             }
@@ -376,6 +419,7 @@ async fn run(
 struct World {
     plugs: Vec<Rc<Plug>>,
     port: u16,
+    http_port: u16,
     pace: Pace,
     clock: SystemClock,
     ledger: Arc<Mutex<Ledger>>,
@@ -391,6 +435,11 @@ struct Plug {
     loads: Vec<super::Load>,
     address: Cell<Ipv4Addr>,
     state: RefCell<PlugState>,
+    protocol: Cell<Protocol>,
+    keeper: Keeper,
+    door: RefCell<Door>,
+    /// When each outlet was last read.
+    read: RefCell<BTreeMap<DeviceId, Duration>>,
     fault: Cell<Option<Fault>>,
     counters: Cell<Counters>,
     /// Requests without a finished reply.
@@ -409,7 +458,10 @@ struct Sockets {
     _sender: Sender<()>,
     /// Closing it ends every task of the plug's.
     life: Receiver<()>,
-    udp: UdpSocket,
+    /// By their ports.
+    udp: Vec<(u16, UdpSocket)>,
+    /// Whether connections are taken.
+    is_open: Rc<Cell<bool>>,
     /// Held once here and once by each task that serves these sockets.
     tasks: Rc<()>,
 }
@@ -465,10 +517,20 @@ impl Plug {
         self.count(|counters| counters.max_in_flight = counters.max_in_flight.max(now));
     }
 
+    /// Notes that these were read now.
+    fn note_pace(&self, served: &[ServedReading], now: Duration) {
+        for reading in served {
+            let before = self.read.borrow_mut().insert(reading.device, now);
+            if let Some(gap) = before.and_then(|before| now.checked_sub(before)) {
+                self.count(|counters| counters.closest = Some(counters.closest.map_or(gap, |least| least.min(gap))));
+            }
+        }
+    }
+
     /// Closes its sockets and waits until nothing uses them any more.
     async fn take_down(&self) {
         let sockets = self.sockets.borrow_mut().take();
-        if let Some(Sockets { _sender, life, udp, tasks }) = sockets {
+        if let Some(Sockets { _sender, life, udp, tasks, .. }) = sockets {
             life.close();
             drop(udp);
             while Rc::strong_count(&tasks) > 1 {
@@ -490,6 +552,10 @@ impl World {
                 loads: plug.loads.clone(),
                 address: Cell::new(plug.address),
                 state: RefCell::new(PlugState::new(plug, epoch)),
+                protocol: Cell::new(plug.protocol),
+                door: RefCell::new(Door::new(plug.protocol, &Keeper::new(plug, &spec.account), spec.http_port)),
+                keeper: Keeper::new(plug, &spec.account),
+                read: RefCell::default(),
                 fault: Cell::new(None),
                 counters: Cell::default(),
                 in_flight: Cell::default(),
@@ -498,7 +564,8 @@ impl World {
                 changes: Cell::default(),
             })
         });
-        Rc::new(Self { plugs: plugs.collect(), port: spec.port, pace: spec.pace, clock, ledger, executor })
+        let (port, http_port) = (spec.port, spec.http_port);
+        Rc::new(Self { plugs: plugs.collect(), port, http_port, pace: spec.pace, clock, ledger, executor })
     }
 
     /// Simulated time.
@@ -523,29 +590,51 @@ impl World {
             self.bring_up(plug).await?;
         }
         if let Some(address) = discovery {
-            let socket = bind_udp(address, self.port).await?;
-            let world = Rc::clone(self);
-            self.spawn(async move { world.hear_discovery(&socket).await });
+            for port in [self.port].into_iter().chain(tdp::PORTS) {
+                let socket = bind_udp(address, port).await?;
+                let world = Rc::clone(self);
+                self.spawn(async move { world.hear_discovery(port, &socket).await });
+            }
         }
         Ok(())
     }
 
     /// Lets a plug listen on its address; nothing to do when it does.
     async fn bring_up(self: &Rc<Self>, plug: &Rc<Plug>) -> io::Result<()> {
-        if plug.sockets.borrow().is_some() {
-            return Ok(());
+        let is_asleep = plug.fault.get() == Some(Fault::Asleep) && plug.protocol.get() != Protocol::IotXor;
+        let standing = plug.sockets.borrow().clone();
+        if let Some(sockets) = standing {
+            return if is_asleep { Ok(()) } else { self.open(plug, &sockets).await };
         }
         let address = plug.address.get();
-        let listener =
-            TcpListener::bind((address, self.port)).await.map_err(|error| explain(error, address, self.port))?;
-        let udp = bind_udp(address, self.port).await?;
+        let ports: &[u16] = if plug.protocol.get() == Protocol::IotXor { &[self.port] } else { &tdp::PORTS };
         let (_sender, life) = smol::channel::bounded(1);
-        let sockets = Sockets { _sender, life, udp, tasks: Rc::new(()) };
+        let mut sockets = Sockets { _sender, life, udp: Vec::new(), is_open: Rc::default(), tasks: Rc::new(()) };
+        for port in ports {
+            sockets.udp.push((*port, bind_udp(address, *port).await?));
+        }
+        if !is_asleep {
+            self.open(plug, &sockets).await?;
+        }
+        for (port, socket) in sockets.udp.clone() {
+            let (world, of) = (Rc::clone(self), Rc::clone(plug));
+            self.spawn(sockets.task().during(async move { world.hear(&of, port, &socket).await }));
+        }
+        *plug.sockets.borrow_mut() = Some(sockets);
+        Ok(())
+    }
+
+    /// Lets a plug take connections; nothing to do when it does.
+    async fn open(self: &Rc<Self>, plug: &Rc<Plug>, sockets: &Sockets) -> io::Result<()> {
+        if sockets.is_open.get() {
+            return Ok(());
+        }
+        let (address, is_xor) = (plug.address.get(), plug.protocol.get() == Protocol::IotXor);
+        let port = if is_xor { self.port } else { self.http_port };
+        let listener = TcpListener::bind((address, port)).await.map_err(|error| explain(error, address, port))?;
+        sockets.is_open.set(true);
         let (world, of, its) = (Rc::clone(self), Rc::clone(plug), sockets.clone());
         self.spawn(sockets.task().during(async move { world.accept(&of, &listener, &its).await }));
-        let (world, of, socket) = (Rc::clone(self), Rc::clone(plug), sockets.udp.clone());
-        self.spawn(sockets.task().during(async move { world.hear(&of, &socket).await }));
-        *plug.sockets.borrow_mut() = Some(sockets);
         Ok(())
     }
 
@@ -571,6 +660,10 @@ impl World {
             plug.state.borrow_mut().reset_counters(self.now());
             return Ok(());
         }
+        if fault == Some(Fault::SessionLost) {
+            plug.door.borrow_mut().forget();
+            return Ok(());
+        }
         plug.fault.set(fault);
         plug.changes.set(plug.changes.get() + 1);
         plug.state.borrow_mut().set_lie(match fault {
@@ -581,7 +674,7 @@ impl World {
         match fault {
             Some(Fault::Refuse) => plug.take_down().await,
             Some(Fault::Restart(off_for)) => self.restart(plug, off_for).await,
-            Some(Fault::Close) => {
+            Some(Fault::Close | Fault::Asleep) => {
                 plug.take_down().await; // its connections go as well
                 self.bring_up(plug).await?;
             }
@@ -602,6 +695,7 @@ impl World {
                     return;
                 }
                 plug.state.borrow_mut().restart(world.now());
+                plug.door.borrow_mut().forget();
                 plug.fault.set(None);
                 if world.bring_up(&plug).await.is_ok() {
                     return;
@@ -625,12 +719,24 @@ impl World {
         let was_listening = plug.sockets.borrow().is_some();
         plug.take_down().await;
         plug.address.set(to);
+        plug.state.borrow_mut().set_address(to);
         if was_listening && let Err(error) = self.bring_up(plug).await {
             plug.address.set(from);
+            plug.state.borrow_mut().set_address(from);
             self.bring_up(plug).await?;
             return Err(error);
         }
         Ok(())
+    }
+
+    async fn speak(self: &Rc<Self>, which: Which, protocol: Protocol) -> io::Result<()> {
+        let plug = self.find(which)?;
+        check_protocol(plug.model, protocol)?;
+        let was_listening = plug.sockets.borrow().is_some();
+        plug.take_down().await;
+        plug.protocol.set(protocol);
+        *plug.door.borrow_mut() = Door::new(protocol, &plug.keeper, self.http_port);
+        if was_listening { self.bring_up(plug).await } else { Ok(()) }
     }
 
     fn view(&self) -> Vec<PlugView> {
@@ -642,6 +748,7 @@ impl World {
                 mac: plug.mac,
                 model: plug.model,
                 alias: state.alias().to_owned(),
+                protocol: plug.protocol.get(),
                 loads: plug.loads.iter().copied().take(plug.model.outlets().into()).collect(),
                 fault: plug.fault.get(),
                 counters: Counters { writes_seen: state.writes_seen(), ..plug.counters.get() },
@@ -671,7 +778,11 @@ impl World {
             open.set(open.get() + 1);
             plug.count(|counters| counters.max_connections = counters.max_connections.max(open.get()));
             self.spawn(sockets.task().during(async move {
-                let _ = world.converse(&plug, stream).await; // how a connection ends is its peer's business
+                // How a connection ends is its peer's business.
+                let _ = match plug.protocol.get() {
+                    Protocol::IotXor => world.converse(&plug, stream).await,
+                    _ => world.converse_http(&plug, stream).await,
+                };
                 open.set(open.get().saturating_sub(1));
             }));
         }
@@ -695,6 +806,100 @@ impl World {
         Ok(())
     }
 
+    /// The same over HTTP.
+    async fn converse_http(self: &Rc<Self>, plug: &Rc<Plug>, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut received = Vec::new();
+        while let Some(ask) = web::read(&mut stream, &mut received, IDLE).await? {
+            plug.count(|counters| counters.requests += 1);
+            let _one = Counted::one(&plug.in_flight);
+            plug.note_in_flight(u64::from(!received.is_empty()));
+            // What follows a body without a length is no request.
+            let closes = plug.fault.get() == Some(Fault::OneReply) || plug.model == Model::P100 || ask.body.is_none();
+            self.answer_http(plug, &mut stream, &ask, closes).await?;
+            let wants_restart = plug.state.borrow_mut().take_restart();
+            if wants_restart {
+                self.reboot(plug);
+            }
+            if closes {
+                return Ok(());
+            }
+            if plug.fault.get() == Some(Fault::ResetReused) {
+                // Closing while something is unread resets the connection.
+                stream.peek(&mut [0]).await?;
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers as the plug's present fault has it.
+    async fn answer_http(&self, plug: &Plug, stream: &mut TcpStream, ask: &Ask, closes: bool) -> io::Result<()> {
+        let fault = plug.fault.get();
+        if let Some(Fault::Delay(time)) = fault {
+            wait(plug, stream, time).await?;
+        }
+        if fault == Some(Fault::Silence) {
+            return silence(plug, stream).await;
+        }
+        let mut inner = |plain: &[u8]| {
+            let mut state = plug.state.borrow_mut();
+            if is_smart(plug.protocol.get()) {
+                smart::reply(&mut state, plain, fault, self.now())
+            } else {
+                Some(reply(&mut state, plain, Via::Tcp, self.now()))
+            }
+        };
+        let (answer, event) = plug.door.borrow_mut().hear(ask, fault, self.clock.elapsed(), &mut inner);
+        plug.count(|counters| match event {
+            Event::Handshake => counters.handshakes += 1,
+            Event::Refused => counters.logins_refused += 1,
+            Event::Other => {}
+        });
+        let served = plug.state.borrow_mut().take_served();
+        plug.note_pace(&served, self.clock.elapsed());
+        let Some(answer) = answer else { return silence(plug, stream).await };
+        let length = u64::try_from(answer.body.len()).unwrap_or(u64::MAX);
+        let mut message = answer.head(length, closes);
+        let head = message.len();
+        message.extend(&answer.body);
+        let half = message.len() / 2;
+        match fault {
+            Some(Fault::HalfThenClose) => {
+                message.truncate(half);
+                send(stream, &message).await?;
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+            Some(Fault::HalfThenSilence) => {
+                message.truncate(half);
+                send(stream, &message).await?;
+                silence(plug, stream).await
+            }
+            Some(Fault::HugeLength) => {
+                send(stream, &answer.head(u32::MAX.into(), closes)).await?;
+                silence(plug, stream).await
+            }
+            Some(Fault::ZeroLength) => send(stream, &answer.head(0, closes)).await,
+            Some(Fault::Garbage) => send(stream, &garbage(message, head)).await,
+            Some(Fault::Drip) => {
+                for byte in &message {
+                    send(stream, std::slice::from_ref(byte)).await?;
+                    wait(plug, stream, Duration::from_secs(1)).await?;
+                }
+                lock(&self.ledger).add(served);
+                Ok(())
+            }
+            other => {
+                if other == Some(Fault::StrayBytes) {
+                    message.extend(STRAY);
+                }
+                // As over XOR: before whoever reads it can look.
+                lock(&self.ledger).add(served);
+                send(stream, &message).await
+            }
+        }
+    }
+
     /// What the plug's own reboot command leads to, a moment after its answer.
     fn reboot(self: &Rc<Self>, plug: &Rc<Plug>) {
         let (world, index) = (Rc::clone(self), plug.index);
@@ -711,6 +916,7 @@ impl World {
         }
         // Made after the delay: a late answer of a real plug is a fresh one too.
         let (plain, served) = self.reply(plug, request, Via::Tcp);
+        plug.note_pace(&served, self.clock.elapsed());
         let mut message = xor::frame(&plain).map_err(|_| io::ErrorKind::InvalidData)?;
         let half = message.len() / 2;
         match fault {
@@ -730,7 +936,7 @@ impl World {
                 silence(plug, stream).await
             }
             Some(Fault::ZeroLength) => send(stream, &[0; xor::PREFIX]).await,
-            Some(Fault::Garbage) => send(stream, &garbage(message)).await,
+            Some(Fault::Garbage) => send(stream, &garbage(message, xor::PREFIX)).await,
             Some(Fault::Drip) => {
                 for byte in &message {
                     send(stream, std::slice::from_ref(byte)).await?;
@@ -757,20 +963,22 @@ impl World {
         (plain, state.take_served())
     }
 
-    /// The plug's own UDP socket.
-    async fn hear(self: &Rc<Self>, plug: &Rc<Plug>, socket: &UdpSocket) {
+    /// One of the plug's own UDP sockets.
+    async fn hear(self: &Rc<Self>, plug: &Rc<Plug>, port: u16, socket: &UdpSocket) {
         let mut buffer = vec![0; BUFFER];
         loop {
             match socket.recv_from(&mut buffer).await {
-                Ok((length, from)) => self.answer_datagram(plug, buffer.get(..length).unwrap_or_default(), from).await,
+                Ok((length, from)) => {
+                    self.answer_datagram(plug, port, buffer.get(..length).unwrap_or_default(), from).await;
+                }
                 // An earlier answer found nobody there; that is the peer's business.
                 Err(_) => breathe().await,
             }
         }
     }
 
-    /// The fleet's discovery address: what comes here every plug hears.
-    async fn hear_discovery(self: &Rc<Self>, socket: &UdpSocket) {
+    /// A port of the fleet's discovery address: what comes here every plug hears that listens on it.
+    async fn hear_discovery(self: &Rc<Self>, port: u16, socket: &UdpSocket) {
         let mut buffer = vec![0; BUFFER];
         loop {
             let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
@@ -778,7 +986,7 @@ impl World {
                 continue;
             };
             for (n, plug) in self.plugs.iter().enumerate() {
-                self.answer_datagram(plug, buffer.get(..length).unwrap_or_default(), from).await;
+                self.answer_datagram(plug, port, buffer.get(..length).unwrap_or_default(), from).await;
                 // A thousand answers at once overflow the buffer of any peer; on a real network they come by and by too.
                 if n % 16 == 15 {
                     Timer::after(Duration::from_millis(2)).await;
@@ -787,28 +995,28 @@ impl World {
         }
     }
 
-    async fn answer_datagram(self: &Rc<Self>, plug: &Rc<Plug>, datagram: &[u8], from: SocketAddr) {
+    async fn answer_datagram(self: &Rc<Self>, plug: &Rc<Plug>, port: u16, datagram: &[u8], from: SocketAddr) {
         let fault = plug.fault.get();
-        let Some((socket, task)) = plug.sockets.borrow().as_ref().map(|its| (its.udp.clone(), its.task())) else {
-            return;
-        };
+        let Some(sockets) = plug.sockets.borrow().clone() else { return };
+        let Some((_, socket)) = sockets.udp.iter().find(|(its, _)| *its == port) else { return };
         plug.count(|counters| counters.datagrams += 1);
         if fault.is_some_and(Fault::is_mute) {
             return;
         }
-        let mut request = datagram.to_vec();
-        xor::decrypt(&mut request);
+        if fault == Some(Fault::Asleep) {
+            let _ = self.open(plug, &sockets).await; // a port that cannot be had stays closed
+        }
         let Some(Fault::Delay(time)) = fault else {
-            return self.send_datagram(plug, &socket, &request, from, fault).await;
+            return self.send_datagram(plug, socket, datagram, from, fault).await;
         };
         if plug.delayed.get() < DELAYED {
             plug.delayed.set(plug.delayed.get() + 1);
-            let (world, plug) = (Rc::clone(self), Rc::clone(plug));
-            self.spawn(task.during(async move {
+            let (world, plug, socket, datagram) = (Rc::clone(self), Rc::clone(plug), socket.clone(), datagram.to_vec());
+            self.spawn(sockets.task().during(async move {
                 let waiting = Counted(&plug.delayed);
                 Timer::after(time).await;
                 drop(waiting);
-                world.send_datagram(&plug, &socket, &request, from, fault).await;
+                world.send_datagram(&plug, &socket, &datagram, from, fault).await;
             }));
         }
     }
@@ -817,18 +1025,28 @@ impl World {
         &self,
         plug: &Plug,
         socket: &UdpSocket,
-        request: &[u8],
+        datagram: &[u8],
         to: SocketAddr,
         fault: Option<Fault>,
     ) {
-        let (plain, served) = self.reply(plug, request, Via::Udp);
-        if plain.is_empty() {
+        let (mut message, header, served) = if plug.protocol.get() == Protocol::IotXor {
+            let mut request = datagram.to_vec();
+            xor::decrypt(&mut request);
+            let (plain, served) = self.reply(plug, &request, Via::Udp);
+            (xor::encrypt(&plain), xor::PREFIX, served)
+        } else if is_probe(datagram) {
+            let state = plug.state.borrow();
+            let announced = announce::reply(&state, plug.protocol.get(), self.http_port, &plug.keeper);
+            (announced, tdp::HEADER, Vec::new())
+        } else {
+            return;
+        };
+        if message.is_empty() {
             return;
         }
-        let mut message = xor::encrypt(&plain);
         match fault {
             Some(Fault::HalfThenClose | Fault::HalfThenSilence) => message.truncate(message.len() / 2),
-            Some(Fault::Garbage) => message = garbage(message),
+            Some(Fault::Garbage) => message = garbage(message, header),
             _ => {
                 if fault == Some(Fault::StrayBytes) {
                     message.extend(STRAY);
@@ -838,6 +1056,13 @@ impl World {
         }
         let _ = socket.send_to(&message, to).await; // a peer that has gone needs no answer
     }
+}
+
+/// Whether a datagram is a discovery probe with the right checksum.
+fn is_probe(datagram: &[u8]) -> bool {
+    let Some((header, payload)) = datagram.split_at_checked(tdp::HEADER) else { return false };
+    let [2, 0, 0, 1, _, _, flags, _, a, b, c, d, ..] = header else { return false };
+    tdp::packet(*flags, u32::from_be_bytes([*a, *b, *c, *d]), payload) == datagram
 }
 
 /// The next request's cipher bytes, or `None` at the end of the connection, be it closed, idle or out of step.
@@ -908,9 +1133,9 @@ async fn breathe() {
     Timer::after(Duration::from_millis(100)).await;
 }
 
-/// The message with a rightful length and bytes that mean nothing.
-fn garbage(mut message: Vec<u8>) -> Vec<u8> {
-    for (byte, salt) in message.iter_mut().skip(xor::PREFIX).zip(0_u64..) {
+/// The message with a rightful head of so many bytes, and behind it bytes that mean nothing.
+fn garbage(mut message: Vec<u8>, head: usize) -> Vec<u8> {
+    for (byte, salt) in message.iter_mut().skip(head).zip(0_u64..) {
         [*byte, ..] = mix(0x6761_7262, salt).to_be_bytes();
     }
     message

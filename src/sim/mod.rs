@@ -1,6 +1,7 @@
-//! Simulated plugs: the server side of the IOT dialect over the XOR transport.
+//! Simulated plugs: the other side of every protocol that plugs speak.
 //!
-//! Owns what a plug does: its answers ([`reply()`], a pure function of state, request and time), the loads behind its
+//! Owns what a plug does: its answers (IOT in [`reply()`] and SMART, pure functions of state, request and time), its logins
+//! and sessions (by rules of its own; only hashes and ciphers are shared with the clients), the loads behind its
 //! outlets ([`Load`]), its faults ([`Fault`]) and a [`Fleet`] of them on loopback addresses, each on its own address with
 //! TCP and UDP as real plugs are. Promises that a fleet is deterministic in its seed and the time since its start, that it
 //! keeps count of everything a monitor must not do (parallel requests, more than one connection, writes), and that it
@@ -18,14 +19,22 @@
 //! # }
 //! ```
 
+#[cfg(feature = "aes-passthrough")]
+mod aes;
+mod announce;
 mod control;
+mod door;
 mod fault;
 mod feed;
 mod fleet;
+mod klap;
 mod load;
 mod model;
 mod reply;
+mod smart;
 mod spec;
+mod tpap;
+mod web;
 
 pub use control::{Order, OrderError};
 pub use fault::{Fault, NotAFault};
@@ -34,4 +43,4 @@ pub use fleet::{CONNECTIONS_PER_PLUG, Counters, Fleet, Ledger, PlugView, Which};
 pub use load::{Load, current, mains_voltage};
 pub use model::{MeterStyle, Model};
 pub use reply::{Lie, PlugState, Served, ServedReading, Via, reply};
-pub use spec::{FleetSpec, Pace, PlugSpec, TestNet, test_net};
+pub use spec::{FleetSpec, HTTP_PORT, Pace, PlugSpec, TestNet, account, test_net};

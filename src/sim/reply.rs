@@ -6,6 +6,7 @@
 //! Leaves sending, and with it the question what was really served, to `fleet`.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use jiff::civil::{Date, DateTime};
@@ -67,30 +68,30 @@ pub struct Served {
 
 /// One outlet: switch, load and counter.
 #[derive(Debug)]
-struct Outlet {
-    alias: String,
-    load: Load,
+pub(super) struct Outlet {
+    pub alias: String,
+    pub load: Load,
     seed: u64,
-    relay: Relay,
+    pub relay: Relay,
     /// When the relay was last switched, or the plug last got power.
     since: Duration,
-    energy: Energy,
+    pub energy: Energy,
 }
 
 impl Outlet {
-    fn power(&self, at: Duration) -> Milliwatts {
+    pub(super) fn power(&self, at: Duration) -> Milliwatts {
         match self.relay {
             Relay::Off => Milliwatts::ZERO,
             Relay::On => self.load.power(self.seed, at),
         }
     }
 
-    fn counter(&mut self, now: Duration) -> MilliwattHours {
+    pub(super) fn counter(&mut self, now: Duration) -> MilliwattHours {
         let (load, seed, relay) = (self.load, self.seed, self.relay);
         self.energy.at(now, |at| if relay == Relay::On { load.power(seed, at) } else { Milliwatts::ZERO })
     }
 
-    fn switch(&mut self, relay: Relay, now: Duration) {
+    pub(super) fn switch(&mut self, relay: Relay, now: Duration) {
         if self.relay != relay {
             self.counter(now);
             self.relay = relay;
@@ -98,15 +99,22 @@ impl Outlet {
         }
     }
 
-    fn on_time(&self, now: Duration) -> u64 {
+    pub(super) fn on_time(&self, now: Duration) -> u64 {
         if self.relay == Relay::On { now.saturating_sub(self.since).as_secs() } else { 0 }
+    }
+
+    /// Wh of a day before the start, which is invented.
+    pub(super) fn day_wh(&self, date: Date) -> u64 {
+        let salt = date.day_of_year().unsigned_abs();
+        let watt_hours = self.load.usual_day_wh() * (0.7 + 0.6 * unit(mix(self.seed, u64::from(salt))));
+        MilliwattHours::from_base(watt_hours).unwrap_or_default().get() / 1_000
     }
 }
 
 /// An energy counter: the load's power summed over a grid of whole simulated seconds, so that it does not matter when and
 /// how often it is read.
 #[derive(Debug)]
-struct Energy {
+pub(super) struct Energy {
     base: u64,
     /// Whole seconds summed so far.
     until: u64,
@@ -141,7 +149,7 @@ impl Energy {
     }
 
     /// Energy since the start or the last reset.
-    const fn since_base(&self) -> u64 {
+    pub(super) const fn since_base(&self) -> u64 {
         self.last.saturating_sub(self.base)
     }
 }
@@ -149,17 +157,18 @@ impl Energy {
 /// Everything a plug remembers between two requests.
 #[derive(Debug)]
 pub struct PlugState {
-    model: Model,
+    pub(super) model: Model,
     mac: Mac,
     alias: String,
-    seed: u64,
-    epoch: UnixMillis,
+    pub(super) address: Ipv4Addr,
+    pub(super) seed: u64,
+    pub(super) epoch: UnixMillis,
     is_led_off: bool,
-    outlets: Vec<Outlet>,
-    lie: Option<Lie>,
-    served: Vec<ServedReading>,
-    writes: u64,
-    has_to_restart: bool,
+    pub(super) outlets: Vec<Outlet>,
+    pub(super) lie: Option<Lie>,
+    pub(super) served: Vec<ServedReading>,
+    pub(super) writes: u64,
+    pub(super) has_to_restart: bool,
 }
 
 /// The seed of a plug's outlet.
@@ -185,6 +194,7 @@ impl PlugState {
             model: spec.model,
             mac: spec.mac,
             alias: spec.alias.clone(),
+            address: spec.address,
             seed: spec.seed,
             epoch,
             is_led_off: false,
@@ -215,6 +225,11 @@ impl PlugState {
     #[must_use]
     pub fn alias(&self) -> &str {
         &self.alias
+    }
+
+    /// Where it is from now on: some say so themselves.
+    pub fn set_address(&mut self, address: Ipv4Addr) {
+        self.address = address;
     }
 
     /// What it lies about from now on.
@@ -462,7 +477,7 @@ impl Call<'_> {
                 "power": finer(milliwatts), "voltage": finer(voltage.get()), "current": finer(current.get()),
                 "total": kilowatt_hours(watt_hours),
             }),
-            MeterStyle::Integers => integers(),
+            MeterStyle::Integers | MeterStyle::Smart => integers(),
             MeterStyle::IntegersWithSlot => {
                 let mut reading = integers();
                 if let Some(fields) = reading.as_object_mut() {
@@ -512,9 +527,7 @@ impl Call<'_> {
                 days.push((day, outlet.energy.since_base() / 1_000));
             } else if date < today && (date.year(), date.month(), day) > (today.year() - 1, today.month(), today.day())
             {
-                let salt = date.day_of_year().unsigned_abs();
-                let watt_hours = outlet.load.usual_day_wh() * (0.7 + 0.6 * unit(mix(outlet.seed, u64::from(salt))));
-                days.push((day, MilliwattHours::from_base(watt_hours).unwrap_or_default().get() / 1_000));
+                days.push((day, outlet.day_wh(date)));
             }
         }
         Ok(days)
@@ -589,12 +602,12 @@ const fn state(relay: Relay) -> u8 {
 }
 
 /// Signal strength from -70 to -41 dBm, the plug's own.
-fn rssi(plug: &PlugState) -> i64 {
+pub(super) fn rssi(plug: &PlugState) -> i64 {
     i64::try_from(mix(plug.seed, 0x7273) % 30).unwrap_or_default() - 70
 }
 
 /// The plug's own date and time, in UTC: it moves with simulated time.
-fn local_time(epoch: UnixMillis, now: Duration) -> DateTime {
+pub(super) fn local_time(epoch: UnixMillis, now: Duration) -> DateTime {
     let millis = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
     let moment = jiff::Timestamp::from_millisecond(epoch.plus(millis).get()).unwrap_or_default();
     jiff::tz::TimeZone::UTC.to_datetime(moment)
@@ -711,7 +724,6 @@ impl Module {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
 
     fn plug(model: Model) -> PlugState {
         let spec = PlugSpec::new(model, Ipv4Addr::new(127, 1, 2, 3), 1).alias("test");
@@ -729,7 +741,7 @@ mod tests {
 
     #[test]
     fn every_model_says_who_it_is() {
-        for model in Model::ALL {
+        for model in Model::IOT {
             let mut plug = plug(model);
             let answer = ask(&mut plug, r#"{"system":{"get_sysinfo":{}}}"#, 12);
             let info = &answer["system"]["get_sysinfo"];

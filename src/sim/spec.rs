@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::{Load, Model, load::mix};
+use crate::plug::klap::Hashes;
+use crate::plug::session::{Credentials, Whose};
 use crate::plug::xor;
-use crate::reading::Mac;
+use crate::reading::{Mac, Protocol};
 use crate::units::UnixMillis;
 
 /// One plug.
@@ -26,6 +28,12 @@ pub struct PlugSpec {
     pub loads: Vec<Load>,
     /// Seed of its loads and of its counter's first value.
     pub seed: u64,
+    /// What it speaks at first.
+    pub protocol: Protocol,
+    /// Whose credentials it takes, where it wants any.
+    pub owner: Whose,
+    /// Which hashes it uses over KLAP.
+    pub hashes: Hashes,
 }
 
 impl PlugSpec {
@@ -33,10 +41,43 @@ impl PlugSpec {
     #[must_use]
     pub fn new(model: Model, address: Ipv4Addr, seed: u64) -> Self {
         let loads = match model {
-            Model::Hs300 => vec![Load::Fridge, Load::Kettle, Load::WashingMachine, Load::Standby, Load::Zero],
+            _ if model.children() > 0 => {
+                vec![Load::Fridge, Load::Kettle, Load::WashingMachine, Load::Standby, Load::Zero]
+            }
             _ => vec![Load::Fridge],
         };
-        Self { model, address, mac: mac(address, seed), alias: format!("{model} at {address}"), loads, seed }
+        Self {
+            model,
+            address,
+            mac: mac(address, seed),
+            alias: format!("{model} at {address}"),
+            loads,
+            seed,
+            protocol: model.protocol(),
+            owner: Whose::Account,
+            hashes: Hashes::V2,
+        }
+    }
+
+    /// The same, speaking this at first.
+    #[must_use]
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// The same, with these hashes where it speaks KLAP.
+    #[must_use]
+    pub fn hashes(mut self, hashes: Hashes) -> Self {
+        self.hashes = hashes;
+        self
+    }
+
+    /// The same, bound to this account or to none.
+    #[must_use]
+    pub fn owner(mut self, owner: Whose) -> Self {
+        self.owner = owner;
+        self
     }
 
     /// The same with another alias.
@@ -82,8 +123,12 @@ pub enum Pace {
 pub struct FleetSpec {
     /// The plugs, each on an address of its own.
     pub plugs: Vec<PlugSpec>,
-    /// The port of them all, TCP and UDP.
+    /// The port of those that speak XOR, TCP and UDP.
     pub port: u16,
+    /// The port of those that speak HTTP. Real ones have 80.
+    pub http_port: u16,
+    /// The account that those with an owner are bound to.
+    pub account: Credentials,
     /// A query to this address is answered by every plug from its own: what a broadcast address is on a real network.
     pub discovery: Option<Ipv4Addr>,
     /// How simulated time runs.
@@ -94,33 +139,89 @@ pub struct FleetSpec {
     pub ledger: usize,
 }
 
-/// The names of a mixed fleet, with what is behind them.
-const MIX: [(&str, Model, &[Load]); 6] = [
-    ("fridge", Model::Hs110V1, &[Load::Fridge]),
-    ("kettle", Model::Kp115, &[Load::Kettle]),
-    ("washing machine", Model::Hs110V4, &[Load::WashingMachine]),
-    (
-        "desk strip",
-        Model::Hs300,
-        &[Load::Standby, Load::Standby, Load::Fridge, Load::Kettle, Load::Zero, Load::Standby],
-    ),
-    ("router", Model::Kp115, &[Load::Standby]),
-    ("hall lamp", Model::Hs103, &[Load::Zero]),
-];
+/// The HTTP port of simulated plugs unless told otherwise. Port 80 needs root.
+pub const HTTP_PORT: u16 = 8_080;
+
+/// The account of simulated plugs unless told otherwise: `user@example.com` and `hunter22`.
+#[must_use]
+pub fn account() -> Credentials {
+    Credentials::new("user@example.com", "hunter22")
+}
+
+/// One plug of a mixture.
+type Sort = (&'static str, Model, Protocol, Hashes, &'static [Load]);
+
+/// Of a mixed fleet: plugs that need no account.
+const MIX: [Sort; 6] = {
+    use {Hashes::V2, Protocol::IotXor};
+    [
+        ("fridge", Model::Hs110V1, IotXor, V2, &[Load::Fridge]),
+        ("kettle", Model::Kp115, IotXor, V2, &[Load::Kettle]),
+        ("washing machine", Model::Hs110V4, IotXor, V2, &[Load::WashingMachine]),
+        (
+            "desk strip",
+            Model::Hs300,
+            IotXor,
+            V2,
+            &[Load::Standby, Load::Standby, Load::Fridge, Load::Kettle, Load::Zero, Load::Standby],
+        ),
+        ("router", Model::Kp115, IotXor, V2, &[Load::Standby]),
+        ("hall lamp", Model::Hs103, IotXor, V2, &[Load::Zero]),
+    ]
+};
+
+/// Of a fleet that speaks everything.
+const EVERY: [Sort; 10] = {
+    use Hashes::{V1, V2};
+    use Protocol::{IotKlap, IotXor, SmartAes, SmartKlap, SmartTpap};
+    [
+        ("fridge", Model::Hs110V1, IotXor, V2, &[Load::Fridge]),
+        ("kettle", Model::P110, SmartKlap, V2, &[Load::Kettle]),
+        ("washing machine", Model::Kp125m, SmartTpap, V2, &[Load::WashingMachine]),
+        ("dryer", Model::Hs110V4, IotKlap, V1, &[Load::WashingMachine]),
+        ("router", Model::Kp115, IotKlap, V2, &[Load::Standby]),
+        ("freezer", Model::P110V1, SmartAes, V2, &[Load::Fridge]),
+        ("desk strip", Model::P304m, SmartKlap, V2, &[Load::Standby, Load::Fridge, Load::Kettle, Load::Zero]),
+        ("shelf strip", Model::Hs300, IotKlap, V2, &[Load::Standby, Load::Zero, Load::Standby]),
+        ("kitchen strip", Model::P316m, SmartTpap, V2, &[Load::Kettle, Load::Fridge, Load::Standby]),
+        ("hall lamp", Model::P100, SmartKlap, V2, &[Load::Zero]),
+    ]
+};
 
 impl FleetSpec {
-    /// These plugs on port 9999 in real time, without a discovery address and without a ledger.
+    /// These plugs on ports 9999 and [`HTTP_PORT`], bound to [`account`], in real time, without a discovery address and without a ledger.
     #[must_use]
     pub fn new(plugs: Vec<PlugSpec>) -> Self {
-        Self { plugs, port: xor::PORT, discovery: None, pace: Pace::Times(1.0), epoch: None, ledger: 0 }
+        Self {
+            plugs,
+            port: xor::PORT,
+            http_port: HTTP_PORT,
+            account: account(),
+            discovery: None,
+            pace: Pace::Times(1.0),
+            epoch: None,
+            ledger: 0,
+        }
     }
 
-    /// `count` plugs of all models and loads on the addresses from `base` on, skipping those that end in 0 and 255,
+    /// `count` IOT plugs of all models and loads on the addresses from `base` on, skipping those that end in 0 and 255,
     /// discovered at `x.y.255.255` of `base`. At most 2,000.
     ///
     /// # Errors
     /// When `base` is not a loopback address or the addresses leave its /16; the text says what to change.
     pub fn mixed(count: usize, base: Ipv4Addr, seed: u64) -> io::Result<Self> {
+        Self::of_sorts(&MIX, count, base, seed)
+    }
+
+    /// The same with plugs of both dialects that speak every protocol, most of them bound to [`account`].
+    ///
+    /// # Errors
+    /// As [`FleetSpec::mixed`].
+    pub fn every_protocol(count: usize, base: Ipv4Addr, seed: u64) -> io::Result<Self> {
+        Self::of_sorts(&EVERY, count, base, seed)
+    }
+
+    fn of_sorts(sorts: &[Sort], count: usize, base: Ipv4Addr, seed: u64) -> io::Result<Self> {
         const MOST: usize = 2_000;
         if count > MOST {
             return Err(invalid(format!("{count} plugs are too many; choose at most {MOST}")));
@@ -134,11 +235,13 @@ impl FleetSpec {
             .map(Ipv4Addr::from)
             .filter(|address| !matches!(address.octets(), [.., 0 | 255]));
         let mut plugs = Vec::with_capacity(count);
-        for ((address, n), (alias, model, loads)) in addresses.zip(0..count).zip(MIX.iter().cycle()) {
-            let round = n / MIX.len() + 1;
+        let sorted = addresses.zip(0..count).zip(sorts.iter().cycle());
+        for ((address, n), (alias, model, protocol, hashes, loads)) in sorted {
+            let round = n / sorts.len() + 1;
             let alias = if round == 1 { (*alias).to_owned() } else { format!("{alias} {round}") };
             let salt = u64::try_from(n).unwrap_or_default();
             let spec = PlugSpec::new(*model, address, seed).alias(&alias).loads(loads);
+            let spec = spec.protocol(*protocol).hashes(*hashes);
             plugs.push(PlugSpec { seed: mix(seed, salt), ..spec });
         }
         if plugs.len() < count {
@@ -228,9 +331,18 @@ mod tests {
         let macs: std::collections::BTreeSet<_> = spec.plugs.iter().map(|plug| plug.mac).collect();
         assert_eq!((addresses.len(), macs.len()), (1_000, 1_000));
         assert!(addresses.iter().all(|a| (1..=254).contains(&a.octets()[3])));
-        assert!(Model::ALL.iter().all(|model| spec.plugs.iter().any(|plug| plug.model == *model)));
+        assert!(Model::IOT.iter().all(|model| spec.plugs.iter().any(|plug| plug.model == *model)));
         assert_eq!(spec.plugs[6].alias, "fridge 2");
         assert_eq!(spec, FleetSpec::mixed(1_000, Ipv4Addr::new(127, 80, 0, 1), 1).unwrap());
+    }
+
+    #[test]
+    fn a_fleet_of_every_protocol_has_each() {
+        let spec = FleetSpec::every_protocol(20, Ipv4Addr::new(127, 80, 0, 1), 1).unwrap();
+        for (_, model, protocol, hashes, _) in EVERY {
+            let is_there = |plug: &PlugSpec| (plug.model, plug.protocol, plug.hashes) == (model, protocol, hashes);
+            assert_eq!(spec.plugs.iter().filter(|plug| is_there(plug)).count(), 2);
+        }
     }
 
     #[test]
