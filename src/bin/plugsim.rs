@@ -58,7 +58,7 @@ fn command() -> Command {
         )
         .arg(
             option("http-port", "PORT")
-                .default_value("8080")
+                .default_value("9980")
                 .value_parser(value_parser!(u16).range(1..))
                 .help("TCP port of those that speak HTTP, as they announce it; real ones have 80, which needs root"),
         )

@@ -139,8 +139,8 @@ pub struct FleetSpec {
     pub ledger: usize,
 }
 
-/// The HTTP port of simulated plugs unless told otherwise. Port 80 needs root.
-pub const HTTP_PORT: u16 = 8_080;
+/// The HTTP port of simulated plugs unless told otherwise. Real ones have 80, which needs root here.
+pub const HTTP_PORT: u16 = 9_980;
 
 /// The account of simulated plugs unless told otherwise: `user@example.com` and `hunter22`.
 #[must_use]
