@@ -20,6 +20,7 @@ use smol::{LocalExecutor, Task};
 use crate::clock::{self, Clock, Now, within};
 use crate::config::{Config, Keep, Loaded};
 use crate::http::access::{Access, Secret, own_host_name};
+use crate::http::cache::Cache;
 use crate::http::{self, App};
 use crate::limits;
 use crate::plug::{Patience, Transport, discovery};
@@ -351,6 +352,8 @@ where
             tariff: Rc::new(self.config.tariff.clone()),
             discovery: self.config.discovery.clone(),
             ready: self.ready.clone(),
+            connections: self.config.http.connections,
+            cache: Rc::new(Cache::new(usize::try_from(self.config.http.cache.get()).unwrap_or(usize::MAX))),
             ..App::local(self.store.clone(), self.fleet.clone(), self.outside.clock.clone())
         };
         let (serving, serving_ends) = smol::channel::bounded::<()>(1);
@@ -458,7 +461,7 @@ async fn open_door(config: &Config, present: Option<&Door>) -> Result<Door, Agen
     let listen = config.listen;
     let listener = match present.filter(|door| door.listen == listen) {
         Some(door) => door.listener.clone(),
-        None => TcpListener::bind(listen).await.map_err(|source| AgentError::Listen { address: listen, source })?,
+        None => http::bind(listen).await.map_err(|source| AgentError::Listen { address: listen, source })?,
     };
     let access = Access {
         token: token(config)?,

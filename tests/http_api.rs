@@ -226,11 +226,117 @@ fn only_get_and_head_without_a_body_are_answered() {
             let answer = world.ask(method, "/api/v1/devices", "Content-Length: 0\r\n").await;
             assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD")), "{method}");
         }
+        for method in ["GET", "HEAD", "PUT", "OPTIONS"] {
+            let answer = world.ask(method, "/api/v1/batch", "").await;
+            assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")), "{method}");
+        }
+        assert_eq!(world.ask("POST", "/nowhere", "").await.status, 404);
         let answer = world.ask("GET", "/health", "Content-Length: 1000000000\r\n").await;
         assert_eq!((answer.status, answer.code().as_str()), (413, "body_refused"));
         let answer = world.ask("GET", "/health", "Transfer-Encoding: chunked\r\n").await;
         assert_eq!(answer.status, 413);
         assert_eq!(world.ask("GET", "/health", "Content-Length: 0\r\n").await.status, 200);
+    });
+}
+
+/// Sends a batch with these headers.
+async fn batch(world: &World, headers: &str, body: &str) -> Answer {
+    let head = "POST /api/v1/batch HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n";
+    world.raw(&format!("{head}{headers}\r\n{body}")).await
+}
+
+async fn batch_of(world: &World, body: &str) -> Answer {
+    batch(world, &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()), body).await
+}
+
+#[test]
+fn a_batch_answers_each_as_it_would_be_answered_alone() {
+    with_server(local(), |world| async move {
+        world.append(FRIDGE, NOW - 1_000, 41_237);
+        let asked = [
+            "/api/v1/latest?device=9c5322000001",
+            "/api/v1/readings?limit=1",
+            "/api/v1/devices/nobody",
+            "/api/v1/latest?devcie=a",
+            "/api/v1/readings?format=csv",
+            "/api/v1/rollups?step=1h",
+            "/api/v1/summary",
+            "/api/v1/batch",
+            "/api/v1/backup",
+            "/",
+            "/nowhere",
+            "nowhere",
+            "/a b",
+            "http://evil.example/api/v1/latest",
+            "/api/v1/devices",
+        ];
+        let list: Vec<Value> = (0..).zip(asked).map(|(id, path)| serde_json::json!({"id": id, "path": path})).collect();
+        let answer = batch_of(&world, &Value::Array(list).to_string()).await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
+        assert_eq!(answer.header("transfer-encoding"), Some("chunked"), "it is sent as it is made");
+        let json = answer.json();
+        let statuses: Vec<u64> =
+            json["answers"].as_array().unwrap().iter().map(|one| one["status"].as_u64().unwrap()).collect();
+        assert_eq!(statuses, [200, 200, 404, 400, 406, 200, 200, 406, 406, 406, 404, 400, 400, 400, 200]);
+        for (n, path) in asked.iter().enumerate().filter(|(n, _)| statuses[*n] == 200) {
+            assert_eq!(json["answers"][n]["id"], n);
+            assert_eq!(json["answers"][n]["body"], world.get(path).await.json(), "{path}");
+        }
+        let named = batch_of(&world, r#"[{"id":"a","path":"/health"}]"#).await.json();
+        assert_eq!((&named["answers"][0]["id"], &named["answers"][0]["body"]["status"]), (&"a".into(), &"ok".into()));
+    });
+}
+
+#[test]
+fn a_batch_that_is_none_is_refused_before_it_is_read() {
+    with_server(local(), |world| async move {
+        let json = "Content-Type: application/json\r\n";
+        let many = format!("[{}]", [r#"{"id":1,"path":"/health"}"#; limits::BATCH_PATHS + 1].join(","));
+        for (body, code) in [
+            ("[]", "bad_batch"),
+            ("{}", "bad_batch"),
+            ("[{\"path\":\"/health\"}]", "bad_batch"),
+            ("[{\"id\":1,\"path\":\"/health\",\"method\":\"PUT\"}]", "bad_batch"),
+            ("[{\"id\":1,\"path\":\"/heal", "bad_batch"),
+            ("\u{1f4a9}", "bad_batch"),
+            (many.as_str(), "bad_batch"),
+        ] {
+            let answer = batch_of(&world, body).await;
+            assert_eq!((answer.status, answer.code().as_str()), (400, code), "{body}");
+        }
+        for (headers, status, code) in [
+            ("", 415, "not_json"),
+            ("Content-Type: text/plain\r\nContent-Length: 2\r\n", 415, "not_json"),
+            (json, 411, "length_required"),
+            (&format!("{json}Content-Length: 1073741824\r\n"), 413, "body_too_large"),
+            (&format!("{json}Content-Length: {}\r\n", limits::BATCH_BODY + 1), 413, "body_too_large"),
+        ] {
+            let answer = batch(&world, headers, "").await;
+            assert_eq!((answer.status, answer.code().as_str()), (status, code), "{headers}");
+        }
+        let chunk = format!("{:x}\r\n{}\r\n", 8_192, " ".repeat(8_192));
+        let chunked = format!("{json}Transfer-Encoding: chunked\r\n");
+        let answer = batch(&world, &chunked, &chunk.repeat(limits::BATCH_BODY / 8_192 + 1)).await;
+        assert_eq!((answer.status, answer.code().as_str()), (413, "body_too_large"), "however it is sent");
+        let body = r#"[{"id":1,"path":"/health"}]"#;
+        let answer = batch(&world, &chunked, &format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())).await;
+        assert_eq!(answer.status, 200);
+    });
+}
+
+#[test]
+fn a_body_that_comes_too_slowly_is_told_so() {
+    with_server(local(), |world| async move {
+        let mut slow = TcpStream::connect(world.address).await.unwrap();
+        let head = "POST /api/v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n";
+        slow.write_all(format!("{head}\r\n[{{").as_bytes()).await.unwrap();
+        settle().await;
+        assert_eq!(world.get("/health").await.status, 200);
+        world.clock.advance(limits::HTTP_BODY_TIME);
+        let mut rest = Vec::new();
+        slow.read_to_end(&mut rest).await.unwrap();
+        let answer = parse(&rest);
+        assert_eq!((answer.status, answer.code().as_str()), (408, "too_slow"));
     });
 }
 

@@ -150,6 +150,10 @@ pub struct Http {
     pub public_read: bool,
     /// Further host names, in lower case, at most [`limits::CONFIG_LIST`], none twice.
     pub hosts: Vec<String>,
+    /// The most connections at a time, 4 to 10,000.
+    pub connections: usize,
+    /// The most that kept replies may take, up to 1 GiB; 0 keeps none.
+    pub cache: ByteSize,
 }
 
 /// Where readings go on to.

@@ -13,7 +13,6 @@ use crate::http::schema::Schema::{
     self, List as ListOf, Maybe, Number as Decimal, Object, Text, Time, Truth, Whole, Word,
 };
 use crate::poll::fleet::{Plug, Presence, Trouble};
-use crate::query::names::Names;
 use crate::reading::{DeviceId, Mac};
 use crate::store::Device;
 
@@ -199,7 +198,7 @@ pub fn list(app: &App) -> Response<Body> {
 /// 404 for nobody's, 400 for an alias that several have.
 pub fn one(app: &App, name: &str) -> Result<Response<Body>, Problem> {
     let fleet = app.fleet.borrow();
-    let id = find_device(&Names::of(&fleet, &app.store), name)?;
+    let id = find_device(&app.names(), name)?;
     let plug = fleet.get(id.plug).ok_or_else(|| gone(id.plug))?;
     Ok(json(&view(plug, &app.store.devices())))
 }

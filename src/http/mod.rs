@@ -9,8 +9,11 @@
 
 pub mod access;
 pub mod backup;
+pub mod batch;
+pub mod cache;
 pub mod client;
 pub mod devices;
+pub mod gzip;
 mod list;
 pub mod media;
 pub mod openapi;
@@ -28,23 +31,34 @@ mod stream;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS};
+use hyper::body::Incoming;
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 use jiff::tz::TimeZone;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Now};
 use crate::config::Discovery;
+use crate::limits;
 use crate::poll::fleet::Fleet;
 use crate::poll::requests::Requests;
+use crate::query::names::Names;
 use crate::store::Store;
 use crate::tariff::Tariff;
+use crate::units::UnixMillis;
 use access::Access;
+use cache::{Ask, Cache, Kept};
+use media::Media;
 use params::{Params, decode_path};
 use reply::{Body, Problem};
 use routes::{Endpoint, Route};
 
-pub use server::serve;
+pub use server::{bind, serve};
+
+/// Everyone known, and the versions of fleet and store that the names were made of.
+type Named = Option<((u64, u64), Rc<Names>)>;
 
 /// What requests are answered from.
 #[derive(Clone)]
@@ -67,6 +81,14 @@ pub struct App {
     pub discovery: Discovery,
     /// Whether the first round of polls is done.
     pub ready: Rc<Cell<bool>>,
+    /// The most connections at a time.
+    pub connections: usize,
+    /// Replies that are kept.
+    pub cache: Rc<Cache>,
+    /// Names, and the versions of what they were made of.
+    pub named: Rc<RefCell<Named>>,
+    /// Who may compress a stream.
+    pub gzip: gzip::Permits,
 }
 
 impl App {
@@ -84,22 +106,44 @@ impl App {
             tariff: Rc::default(),
             discovery: Discovery::default(),
             ready: Rc::new(Cell::new(true)),
+            connections: limits::HTTP_CONNECTIONS,
+            cache: Rc::default(),
+            named: Rc::default(),
+            gzip: gzip::Permits::default(),
         }
+    }
+
+    /// Everyone known now.
+    #[must_use]
+    pub fn names(&self) -> Rc<Names> {
+        let fleet = self.fleet.borrow();
+        let version = (fleet.version(), self.store.version(&[], UnixMillis::MAX).get());
+        if let Some((_, names)) = self.named.borrow().as_ref().filter(|(known, _)| *known == version) {
+            return names.clone();
+        }
+        let names = Rc::new(Names::of(&fleet, &self.store));
+        self.named.replace(Some((version, names.clone())));
+        names
     }
 
     /// The answer to a request whose head is `request`. Its body, if any, is not read: a request that has one is refused.
     ///
     /// A HEAD has the headers of its GET and no body.
     pub async fn handle(&self, request: &Parts) -> Response<Body> {
-        let mut response = match self.answer(request).await {
+        self.handle_with(request, None).await
+    }
+
+    /// The same for a request with a body, which is read only where one belongs.
+    pub async fn handle_with(&self, request: &Parts, body: Option<Incoming>) -> Response<Body> {
+        let mut response = match self.answer(request, body).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };
-        let length = response.body().length();
+        let (length, unchanged) = (response.body().length(), response.status() == StatusCode::NOT_MODIFIED);
         let headers = response.headers_mut();
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
-        if let Some(length) = length {
+        if let Some(length) = length.filter(|_| !unchanged) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
         if request.method == Method::HEAD {
@@ -108,30 +152,70 @@ impl App {
         response
     }
 
-    async fn answer(&self, request: &Parts) -> Result<Response<Body>, Problem> {
+    async fn answer(&self, request: &Parts, body: Option<Incoming>) -> Result<Response<Body>, Problem> {
         let host = self.access.check_host(request)?;
         let path = request.uri.path();
         if path != routes::HEALTH {
             self.access.check_token(request)?;
         }
-        if request.method != Method::GET && request.method != Method::HEAD {
-            return Err(Problem::method_not_allowed());
+        let (route, rest) = routes::find(path)?;
+        route.check_method(&request.method)?;
+        if route.body.is_some() {
+            Params::read(request.uri.query(), route.params())?;
+            return batch::batch(self, request, body).await;
         }
         if has_body(request) {
             let message = "this request has a body; no path here takes one";
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_refused", message, "send it without"));
         }
-        let (route, rest) = routes::find(path)?;
         if route.endpoint == Endpoint::Backup {
             self.access.check_owner(request)?;
         }
         let params = Params::read(request.uri.query(), route.params())?;
         let media = media::choose(params.format()?, request, route.media)?;
-        let mut response = self.dispatch(route, rest, &params, media, request, host).await?;
-        if route.media.len() > 1 {
-            response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+        let ask = Ask::of(self, route, rest, &params, media)?;
+        let now = Now::of(self.clock.as_ref());
+        let fresh = cache::wants_fresh(request);
+        if let Some((ask, kept)) =
+            ask.as_ref().and_then(|ask| Some((ask, self.cache.find(route, ask, now.elapsed, fresh)?)))
+        {
+            let before = kept.size();
+            let mut response = kept.send(request, now).await;
+            if kept.size() != before {
+                self.cache.keep(ask.clone(), &kept);
+            }
+            cache::tell(&mut response, true);
+            return Ok(response);
         }
-        Ok(response)
+        let response = self.dispatch(route, rest, &params, media, request, host).await?;
+        match Kept::of(response, ask.as_ref()) {
+            Ok(kept) => {
+                let kept = Rc::new(kept);
+                let mut response = kept.send(request, Now::of(self.clock.as_ref())).await;
+                if let Some(ask) = ask {
+                    self.cache.keep(ask, &kept);
+                    cache::tell(&mut response, false);
+                }
+                Ok(response)
+            }
+            Err(response) => Ok(self.compress(*response, media, request)),
+        }
+    }
+
+    /// Compresses a stream of rows when the client likes that and not too many are on their way.
+    fn compress(&self, mut response: Response<Body>, media: Media, request: &Parts) -> Response<Body> {
+        if !matches!(media, Media::Ndjson | Media::Csv) {
+            return response;
+        }
+        let Body::Stream(_) = response.body() else { return response };
+        response.headers_mut().insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+        if let Some(permit) = gzip::is_wanted(request).then(|| self.gzip.take()).flatten()
+            && let Body::Stream(chunks) = std::mem::replace(response.body_mut(), Body::empty())
+        {
+            *response.body_mut() = Body::Stream(gzip::stream(chunks, permit));
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        response
     }
 
     async fn dispatch(
@@ -139,7 +223,7 @@ impl App {
         route: &Route,
         rest: &str,
         params: &Params,
-        media: media::Media,
+        media: Media,
         request: &Parts,
         host: Option<&str>,
     ) -> Result<Response<Body>, Problem> {
@@ -155,6 +239,8 @@ impl App {
             Endpoint::Readings => readings::readings(self, params, media, request.method == Method::HEAD).await,
             Endpoint::Rollups => rollups::rollups(self, params, media, request.method == Method::HEAD).await,
             Endpoint::Summary => rollups::summary(self, params, media).await,
+            // It has a body, and was answered before.
+            Endpoint::Batch => Err(Problem::method_not_allowed("POST")),
             Endpoint::OpenApi => Ok(openapi::openapi()),
             Endpoint::Backup => backup::backup(self, media, request.method == Method::HEAD).await,
         }

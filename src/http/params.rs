@@ -171,11 +171,19 @@ impl Params {
         Ok(Self { pairs })
     }
 
+    /// Whether it was sent.
+    #[must_use]
+    pub fn has(&self, wanted: Param) -> bool {
+        self.one(wanted).is_some()
+    }
+
     fn all(&self, wanted: Param) -> impl Iterator<Item = &str> {
         self.pairs.iter().filter(move |(param, _)| *param == wanted).map(|(_, value)| value.as_str())
     }
 
-    fn one(&self, wanted: Param) -> Option<&str> {
+    /// The text of one that comes once.
+    #[must_use]
+    pub fn one(&self, wanted: Param) -> Option<&str> {
         self.all(wanted).next()
     }
 

@@ -1,5 +1,6 @@
 //! Readings over HTTP: the newest of each device, and pages or streams of stored ones.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -7,16 +8,16 @@ use hyper::Response;
 
 use crate::clock::Now;
 use crate::http::App;
+use crate::http::cache::Ages;
 use crate::http::list::{self, List, shape};
 use crate::http::media::Media;
 use crate::http::params::Params;
 use crate::http::reply::{Body, Problem, whole};
-use crate::http::rows::{RowView, RowWriter, Shape};
+use crate::http::rows::{self, Cells, RowView, RowWriter, Shape};
 use crate::limits;
 use crate::query::cursor::Cursor;
 use crate::query::field::Field;
-use crate::query::latest::Latest;
-use crate::query::names::Names;
+use crate::query::latest::{Latest, Since};
 use crate::query::readings::{NoWalk, Walk};
 use crate::reading::{DeviceId, Mac};
 use crate::store::{Row, Store, StoreError};
@@ -42,7 +43,7 @@ impl From<NoWalk> for Problem {
 /// 400 and 404 for wrong parameters.
 pub async fn latest(app: &App, params: &Params, media: Media) -> Result<Response<Body>, Problem> {
     let ids: Vec<_> = {
-        let names = Names::of(&app.fleet.borrow(), &app.store);
+        let names = app.names();
         params.devices(&names)?.unwrap_or_else(|| names.metered().collect())
     };
     let writer = RowWriter { fields: params.fields(Field::OF_LATEST)?, time: params.time_form()?, shape: shape(media) };
@@ -55,17 +56,42 @@ pub async fn latest(app: &App, params: &Params, media: Media) -> Result<Response
     let fleet = app.fleet.borrow();
     let now = Now::of(app.clock.as_ref());
     let mut out = writer.open("readings");
+    let mut ages = Ages::default();
     let found = ids.into_iter().filter_map(|id| Latest::of(id, &fleet, &app.store, now));
     for (n, latest) in found.enumerate() {
         if n > 0 && writer.shape == Shape::Object {
             out.push(b',');
         }
-        writer.write_row(&mut out, RowView { id: latest.id, reading: &latest.reading, latest: Some(&latest) });
+        let view = RowView { id: latest.id, reading: &latest.reading, latest: Some(&latest) };
+        let age_at = Cell::new(None);
+        writer.write_row(&mut out, Ageless { view, age_at: &age_at });
+        ages.slots.extend(age_at.get().map(|at| (at, latest.since)));
+        // One that is live will not be if nothing comes; an age by the wall clock moves when that is set.
+        let live = latest.online.then(|| now.elapsed.saturating_add(latest.live_for));
+        let by_wall = matches!(latest.since, Since::Wall(_)).then(|| now.elapsed.saturating_add(limits::CACHE_MOVING));
+        ages.until = ages.until.into_iter().chain(live).chain(by_wall).min();
     }
     if writer.shape == Shape::Object {
         out.extend(b"]}\n");
     }
-    Ok(whole(media, out))
+    let mut response = whole(media, out);
+    response.extensions_mut().insert(ages);
+    Ok(response)
+}
+
+/// A row of which the age is left out, and the place where it belongs.
+struct Ageless<'a> {
+    view: RowView<'a>,
+    age_at: &'a Cell<Option<usize>>,
+}
+
+impl Cells<Field> for Ageless<'_> {
+    fn write(&self, column: Field, cell: &mut rows::Cell<'_>) {
+        match column {
+            Field::Age => self.age_at.set(Some(cell.position())),
+            other => self.view.write(other, cell),
+        }
+    }
 }
 
 /// The plugs of which one of these devices has no reading as young as that.
@@ -80,7 +106,7 @@ fn older_than(app: &App, ids: &[DeviceId], max_age: Duration) -> BTreeSet<Mac> {
 /// # Errors
 /// 400 and 404 for wrong parameters, 503 when the store cannot be read.
 pub async fn readings(app: &App, params: &Params, media: Media, head_only: bool) -> Result<Response<Body>, Problem> {
-    let names = Names::of(&app.fleet.borrow(), &app.store);
+    let names = app.names();
     let ids = params.devices(&names)?.unwrap_or_else(|| names.metered().collect());
     let writer =
         RowWriter { fields: params.fields(Field::OF_READINGS)?, time: params.time_form()?, shape: shape(media) };

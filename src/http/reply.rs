@@ -139,12 +139,12 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, hint).with(RETRY_AFTER, HeaderValue::from(seconds))
     }
 
-    /// The method is not one of ours.
+    /// The method is not one of those that are answered here.
     #[must_use]
-    pub fn method_not_allowed() -> Self {
-        let message = "only GET and HEAD are answered here";
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, "send a GET")
-            .with(ALLOW, HeaderValue::from_static("GET, HEAD"))
+    pub fn method_not_allowed(allowed: &'static str) -> Self {
+        let message = format!("only {allowed} is answered here");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, format!("send {allowed}"))
+            .with(ALLOW, HeaderValue::from_static(allowed))
     }
 
     /// The same with one more header.

@@ -13,7 +13,6 @@ use crate::limits;
 use crate::query::cost;
 use crate::query::cursor::Cursor;
 use crate::query::field::BucketField;
-use crate::query::names::Names;
 use crate::query::rollups::{Row, Walk};
 use crate::query::summary::{Pricing, Summary, Who};
 use crate::store::{Store, StoreError};
@@ -23,7 +22,7 @@ use crate::store::{Store, StoreError};
 /// # Errors
 /// 400 and 404 for wrong parameters, 503 when the store cannot be read.
 pub async fn rollups(app: &App, params: &Params, media: Media, head_only: bool) -> Result<Response<Body>, Problem> {
-    let names = Names::of(&app.fleet.borrow(), &app.store);
+    let names = app.names();
     let ids = params.devices(&names)?.unwrap_or_else(|| names.metered().collect());
     let fields = params.fields(BucketField::OF_ROLLUPS)?;
     let writer = RowWriter { fields, time: params.time_form()?, shape: shape(media) };
@@ -76,7 +75,7 @@ pub async fn summary(app: &App, params: &Params, media: Media) -> Result<Respons
     let window = params.window()?.span(&app.zone, now);
     let who = {
         let fleet = app.fleet.borrow();
-        let names = Names::of(&fleet, &app.store);
+        let names = app.names();
         let ids = params.devices(&names)?.unwrap_or_else(|| names.metered().collect());
         ids.into_iter().map(|id| Who::of(id, &fleet, &app.store, Now::of(app.clock.as_ref()))).collect()
     };

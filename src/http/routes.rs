@@ -4,11 +4,12 @@ use std::fmt::Write;
 
 use hyper::{Response, StatusCode};
 
-use crate::http::devices;
 use crate::http::media::Media;
 use crate::http::params::Param;
 use crate::http::reply::{Body, Problem, quoted, whole};
 use crate::http::schema::Schema;
+use crate::http::{batch, devices};
+use crate::limits;
 use crate::nearest::nearest;
 use crate::query::field::{BucketField, Field, Told, tell};
 
@@ -41,6 +42,23 @@ pub enum Endpoint {
     Backup,
     /// The contract.
     OpenApi,
+    /// Several of the others in one call.
+    Batch,
+}
+
+/// What a reply is made of, and so for how long it may be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// Of this very moment: it is not kept.
+    Moment,
+    /// Of the program.
+    Program,
+    /// Of the picture of the plugs.
+    Fleet,
+    /// Of that and of the data of the devices asked for, up to now.
+    Now,
+    /// Of the data of the devices asked for, in the range asked for.
+    Range,
 }
 
 /// How a path is asked.
@@ -91,6 +109,8 @@ pub struct Route {
     pub reply: Reply,
     /// The JSON that it is sent, when it is asked with some.
     pub body: Option<Schema>,
+    /// What that is made of.
+    pub basis: Basis,
     /// Examples and what they are for, for the landing list.
     pub examples: &'static [(&'static str, &'static str)],
 }
@@ -105,8 +125,15 @@ impl Route {
         media: &[],
         reply: Reply::Other(Media::Text),
         body: None,
+        basis: Basis::Moment,
         examples: &[],
     };
+
+    /// Whether it is asked by GET and can send JSON as a whole.
+    #[must_use]
+    pub fn sends_json(&self) -> bool {
+        self.method == Method::Get && matches!(self.reply, Reply::Json(_) | Reply::Rows { .. } | Reply::OpenApi)
+    }
 
     /// The parameters it takes.
     pub fn params(&self) -> impl Iterator<Item = Param> + Clone + use<> {
@@ -137,6 +164,7 @@ pub const ROUTES: &[Route] = &[
         path: "/style.css",
         endpoint: Endpoint::Style,
         about: "Its style",
+        basis: Basis::Program,
         reply: Reply::Other(Media::Css),
         ..Route::USUAL
     },
@@ -148,6 +176,7 @@ pub const ROUTES: &[Route] = &[
         about: "Every plug",
         media: &[Media::Json],
         reply: Reply::Json(devices::LIST),
+        basis: Basis::Fleet,
         examples: &[("/api/v1/devices", "every plug: model, address, online, last error")],
         ..Route::USUAL
     },
@@ -157,6 +186,7 @@ pub const ROUTES: &[Route] = &[
         about: "One plug",
         media: &[Media::Json],
         reply: Reply::Json(devices::DEVICE),
+        basis: Basis::Fleet,
         examples: &[("/api/v1/devices/ID", "one plug, by id or alias")],
         ..Route::USUAL
     },
@@ -167,6 +197,7 @@ pub const ROUTES: &[Route] = &[
         params: &[&[Param::Device, Param::MaxAge], LOOKS],
         media: ROWS,
         reply: Reply::Rows { list: "readings", columns: || tell(Field::OF_LATEST), next: false },
+        basis: Basis::Now,
         examples: &[
             ("/api/v1/latest?fields=alias,power_w,online", "what each device uses now"),
             (
@@ -183,6 +214,7 @@ pub const ROUTES: &[Route] = &[
         params: &[&[Param::Device], PAGES, LOOKS],
         media: ROWS,
         reply: Reply::Rows { list: "readings", columns: || tell(Field::OF_READINGS), next: true },
+        basis: Basis::Range,
         examples: &[
             ("/api/v1/readings?start=-1h&limit=10", "the newest readings; `next` is the cursor of the next page"),
             (
@@ -203,6 +235,7 @@ pub const ROUTES: &[Route] = &[
         params: &[&[Param::Device, Param::Step], PAGES, LOOKS],
         media: ROWS,
         reply: Reply::Rows { list: "buckets", columns: || tell(BucketField::OF_ROLLUPS), next: true },
+        basis: Basis::Range,
         examples: &[
             ("/api/v1/rollups?step=1h", "energy and power by the hour, the last day"),
             (
@@ -220,6 +253,7 @@ pub const ROUTES: &[Route] = &[
         params: &[&[Param::Device, Param::Window], LOOKS],
         media: ROWS,
         reply: Reply::Rows { list: "devices", columns: || tell(BucketField::OF_SUMMARY), next: false },
+        basis: Basis::Now,
         examples: &[("/api/v1/summary?window=1h", "who used what in the last hour; or 24h, 7d, today, month")],
         ..Route::USUAL
     },
@@ -233,6 +267,15 @@ pub const ROUTES: &[Route] = &[
             "/api/v1/backup",
             "everything that is stored, for `wattd restore`: better fetched by `wattd backup FILE`",
         )],
+        ..Route::USUAL
+    },
+    Route {
+        path: "/api/v1/batch",
+        endpoint: Endpoint::Batch,
+        method: Method::Post,
+        about: "Several of the paths that send JSON in one call",
+        reply: Reply::Json(batch::ANSWERS),
+        body: Some(batch::ASKED),
         ..Route::USUAL
     },
     Route {
@@ -257,6 +300,7 @@ pub const ROUTES: &[Route] = &[
         about: "This contract, for programs",
         media: &[Media::Json],
         reply: Reply::OpenApi,
+        basis: Basis::Program,
         examples: &[("/api/v1/openapi.json", "all of this for programs: OpenAPI 3.1")],
         ..Route::USUAL
     },
@@ -296,10 +340,31 @@ pub fn landing(host: Option<&str>, wants_token: bool) -> Response<Body> {
     for (path, about) in ROUTES.iter().flat_map(|route| route.examples) {
         let _ = write!(text, "\n# {about}\ncurl -s{auth} 'http://{host}{path}'\n"); // a String takes everything
     }
+    let _ = write!(
+        text,
+        "\n# up to {} of them in one call, each answered with its own status\n\
+         curl -s{auth} --json '[{{\"id\": 1, \"path\": \"/api/v1/latest\"}}, {{\"id\": 2, \"path\": \"/api/v1/summary\"}}]' \
+         'http://{host}/api/v1/batch'\n",
+        limits::BATCH_PATHS
+    ); // a String takes everything
     text.push_str("\nThe page for people: http://");
     text.push_str(host);
     text.push_str("/\n");
     whole(Media::Text, text)
+}
+
+impl Route {
+    /// Whether it answers a request of this method.
+    ///
+    /// # Errors
+    /// 405 with the methods that it answers.
+    pub fn check_method(&self, method: &hyper::Method) -> Result<(), Problem> {
+        let (allowed, fits) = match self.method {
+            Method::Get => ("GET, HEAD", method == hyper::Method::GET || method == hyper::Method::HEAD),
+            Method::Post => ("POST", method == hyper::Method::POST),
+        };
+        if fits { Ok(()) } else { Err(Problem::method_not_allowed(allowed)) }
+    }
 }
 
 #[cfg(test)]

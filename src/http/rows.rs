@@ -200,6 +200,11 @@ pub struct Cell<'a> {
 }
 
 impl Cell<'_> {
+    /// Where the value stands among all bytes.
+    pub(super) fn position(&self) -> usize {
+        self.out.len()
+    }
+
     fn time(&mut self, time: UnixMillis) {
         match self.time {
             TimeForm::Millis => self.number(time.get()),
@@ -268,6 +273,7 @@ fn put(out: &mut Vec<u8>, value: impl Display) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::query::latest::Since;
     use crate::reading::Mac;
     use crate::units::{Milliamps, Millivolts, MilliwattHours, Milliwatts};
 
@@ -321,8 +327,16 @@ mod tests {
     #[test]
     fn aliases_are_escaped_for_where_they_stand() {
         let alias = "=1+1, \"<b>\"".to_owned();
-        let latest =
-            Latest { id: ID, alias, reading: reading(), total: None, age: Duration::from_millis(7), online: false };
+        let latest = Latest {
+            id: ID,
+            alias,
+            reading: reading(),
+            total: None,
+            since: Since::Elapsed(Duration::ZERO),
+            age: Duration::from_millis(7),
+            online: false,
+            live_for: Duration::ZERO,
+        };
         let fields = [Field::Alias, Field::Total, Field::Age, Field::Online];
         assert_eq!(
             written(&fields, TimeForm::Millis, Shape::Object, &reading(), Some(&latest)),

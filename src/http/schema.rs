@@ -10,6 +10,8 @@ use crate::query::field::{Kind, Told};
 pub enum Schema {
     /// A text.
     Text,
+    /// A text or a whole number.
+    Id,
     /// One of these texts.
     Word(&'static [&'static str]),
     /// A moment: RFC 3339 in UTC with milliseconds.
@@ -24,6 +26,8 @@ pub enum Schema {
     Maybe(&'static Self),
     /// A list of those.
     List(&'static Self),
+    /// A list of at least one and at most so many of those.
+    Few(usize, &'static Self),
     /// An object with all of these members and no others.
     Object(&'static [(&'static str, Self)]),
     /// An object whose members have names that are not known beforehand.
@@ -38,6 +42,7 @@ impl Schema {
     pub fn to_json(&self) -> Value {
         match self {
             Self::Text => json!({"type": "string"}),
+            Self::Id => json!({"type": ["string", "integer"]}),
             Self::Word(words) => json!({"type": "string", "enum": words}),
             Self::Time => json!({"type": "string", "format": "date-time"}),
             Self::Number => json!({"type": "number"}),
@@ -45,6 +50,9 @@ impl Schema {
             Self::Truth => json!({"type": "boolean"}),
             Self::Maybe(inner) => json!({"anyOf": [inner.to_json(), {"type": "null"}]}),
             Self::List(inner) => json!({"type": "array", "items": inner.to_json()}),
+            Self::Few(most, inner) => {
+                json!({"type": "array", "items": inner.to_json(), "minItems": 1, "maxItems": most})
+            }
             Self::Object(members) => {
                 let names: Vec<_> = members.iter().map(|(name, _)| *name).collect();
                 object(members.iter().map(|(name, schema)| (*name, schema.to_json())), &names)

@@ -1,6 +1,6 @@
 //! Connections: accepting, bounding and ending them.
 //!
-//! Promises: at most [`limits::HTTP_CONNECTIONS`] of them; when full, the one that has been longest without a complete
+//! Promises: at most [`App::connections`] of them; when full, the one that has been longest without a complete
 //! request makes room, and when all are being answered the newcomer is told to come again. Every phase of a connection
 //! has an end ([`Line::deadline`]): a request's head and idleness, a reply, a stalled stream. At the end of the program
 //! running requests have [`limits::HTTP_STOP_TIME`]. Time comes from the application's clock, so tests move it by hand.
@@ -31,6 +31,16 @@ use crate::http::reply::{Body, Problem};
 use crate::limits;
 use crate::reading::Text;
 use crate::store::StoreError;
+
+/// A listener at `address`, with room for clients that come all at once.
+///
+/// # Errors
+/// When the system refuses the address.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await?;
+    rustix::net::listen(&listener, limits::HTTP_BACKLOG)?;
+    Ok(listener)
+}
 
 /// Answers requests at `listener` from `app` until `shutdown` is ready, then ends within [`limits::HTTP_STOP_TIME`].
 ///
@@ -74,8 +84,8 @@ async fn accept(executor: &LocalExecutor<'static>, listener: &TcpListener, app: 
 
 fn welcome(executor: &LocalExecutor<'static>, stream: TcpStream, peer: SocketAddr, app: &Rc<App>, hall: &Rc<Hall>) {
     let _ = stream.set_nodelay(true); // a slower connection is still one
-    if hall.seats.borrow().len() >= limits::HTTP_CONNECTIONS && !hall.make_room() {
-        log::debug!("HTTP {peer}: refused, {} connections are being answered", limits::HTTP_CONNECTIONS);
+    if hall.seats.borrow().len() >= app.connections && !hall.make_room() {
+        log::debug!("HTTP {peer}: refused, {} connections are being answered", app.connections);
         let message = "every connection is in use";
         say_last(stream, &Problem::later("busy", message, "come again in a second", 1));
         return;
@@ -141,9 +151,9 @@ enum End {
 
 async fn respond(app: &App, line: Rc<Line>, peer: SocketAddr, request: Request<Incoming>) -> Response<Watched> {
     let started = app.clock.elapsed();
-    let (head, _) = request.into_parts();
+    let (head, body) = request.into_parts();
     let end = started.saturating_add(limits::HTTP_REPLY_TIME);
-    let response = within(app.clock.as_ref(), end, app.handle(&head)).await.unwrap_or_else(|| {
+    let response = within(app.clock.as_ref(), end, app.handle_with(&head, Some(body))).await.unwrap_or_else(|| {
         let hint = "ask for a shorter range; the disk may be busy";
         Problem::later("too_slow", "this reply took too long to make", hint, 10).into_response()
     });

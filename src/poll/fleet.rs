@@ -16,6 +16,8 @@ use crate::units::{Dbm, UnixMillis};
 pub struct Fleet {
     plugs: BTreeMap<Mac, Plug>,
     unmet: BTreeMap<SocketAddr, Unmet>,
+    /// Counts whatever could have changed plugs or addresses.
+    version: u64,
     /// How punctual the polls of this run were.
     pub lateness: Lateness,
 }
@@ -222,8 +224,15 @@ impl Fleet {
         self.plugs.get(&mac)
     }
 
+    /// The version of what is known of plugs and addresses: while it is the same, nothing has changed.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     /// The plug with this MAC, to change it.
     pub fn get_mut(&mut self, mac: Mac) -> Option<&mut Plug> {
+        self.version += 1;
         self.plugs.get_mut(&mac)
     }
 
@@ -235,6 +244,7 @@ impl Fleet {
     /// Adds a plug, or takes its newer facts and address. `name` is the one that the configuration gives to what is at
     /// this address; a plug keeps it when it moves, and no other plug gets the same.
     pub fn meet(&mut self, facts: PlugFacts, address: SocketAddr, name: Option<Alias>) -> &mut Plug {
+        self.version += 1;
         self.unmet.remove(&address);
         let taken =
             |name: &Alias| self.plugs.values().any(|p| p.facts.mac != facts.mac && p.name.as_ref() == Some(name));
@@ -261,27 +271,32 @@ impl Fleet {
 
     /// Takes back a plug that was only heard of.
     pub fn forget(&mut self, mac: Mac) {
+        self.version += 1;
         self.plugs.remove(&mac);
     }
 
     /// Notes a configured address behind which no plug has been met.
     pub fn expect(&mut self, address: SocketAddr, name: Option<Alias>) {
+        self.version += 1;
         self.unmet.insert(address, Unmet { name, last_error: None });
     }
 
     /// Forgets what the configuration said, before it says something else.
     pub fn forget_configured(&mut self) {
+        self.version += 1;
         self.unmet.clear();
         self.plugs.values_mut().for_each(|plug| plug.name = None);
     }
 
     /// No plug of its own is behind this address: the one there is watched elsewhere, or none is expected any more.
     pub fn found_elsewhere(&mut self, address: SocketAddr) {
+        self.version += 1;
         self.unmet.remove(&address);
     }
 
     /// A configured address without a plug, to change it.
     pub fn unmet_mut(&mut self, address: SocketAddr) -> Option<&mut Unmet> {
+        self.version += 1;
         self.unmet.get_mut(&address)
     }
 
