@@ -29,12 +29,12 @@ use crate::poll::fleet::{Fleet, Presence};
 use crate::poll::requests::Requests;
 use crate::poll::{Poller, Settings, Sink, World};
 use crate::reading::{DeviceId, PlugFacts, Reading};
-use crate::store::file::Disk;
+use crate::store::disk::Disk;
 use crate::store::hold::{Hold, Verdict};
 use crate::store::{self, Keeping, Store, StoreError};
 use crate::sys::supervisor::Supervisor;
 use crate::sys::{self, Order};
-use crate::units::UnixMillis;
+use crate::units::{Thousandths, UnixMillis};
 use crate::watchdog::{Pulse, Watchdog};
 
 /// What the agent takes from outside; tests bring their own.
@@ -452,6 +452,13 @@ where
             self.fleet.borrow().plugs().count()
         );
         log::info!("readings are committed every {:?}: that much a power cut may cost", self.config.commit_interval);
+        match figures.wear.bytes_a_day() {
+            Some(bytes) => log::info!(
+                "{} MB a day are written to the disk, by the store's own count",
+                Thousandths(bytes / 100_000 * 100)
+            ),
+            None => log::info!("how much is written to the disk each day will be known after ten minutes of recording"),
+        }
         log::info!("serving http://{address}/");
     }
 }

@@ -93,8 +93,12 @@ pub const HOLD_TIME: Duration = Duration::from_secs(600);
 pub const HELD_READINGS: usize = 16_384;
 /// The journal of entries between two commits, in memory: ten hours of 20 plugs at 10 s.
 pub const JOURNAL_BYTES: usize = 8 * 1024 * 1024;
+/// The log beside the store: six hours of commits each 10 s, a day and more of commits each 60 s.
+pub const LOG_BYTES: u64 = 8 * 1024 * 1024;
 /// Rows in one page of a scan.
 pub const PAGE_ROWS: usize = 10_000;
+/// Buckets in one page, or a blob more: 64 days of quarter hours, 0.6 MB.
+pub const PAGE_BUCKETS: usize = 6_144;
 /// Problems that a check lists: beyond these the file is what is wrong.
 pub const CHECK_PROBLEMS: usize = 1_000;
 /// How long a backup may take: its snapshot keeps the store from using freed pages again.

@@ -1,17 +1,21 @@
 //! A backup made while readings arrive, and the store restored from it: the same readings and buckets up to the snapshot.
 //! What is cut off or changed is refused and replaces nothing; the verbs find the agent or the closed store.
 
+#[path = "common/pages.rs"]
+mod pages;
+
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use pages::{all_buckets, all_rows};
 use wattd::reading::{DeviceId, Mac, Reading};
 use wattd::rollup::Bucket;
 use wattd::store::backup::{self, BackupError};
 use wattd::store::chunk::Columns;
-use wattd::store::{self, Keeping, Order, Row, Scan, Store, StoreError, Tier};
+use wattd::store::{self, Keeping, Order, Scan, Store, StoreError, Tier};
 use wattd::units::{Milliwatts, UnixMillis};
 
 const START: i64 = 1_767_225_600_000;
@@ -49,21 +53,13 @@ fn rows(store: &Store) -> Vec<Reading> {
     let devices = store.devices().iter().map(|device| device.number).collect();
     let (from, to) = (UnixMillis::MIN, UnixMillis::MAX);
     let (order, columns) = (Order::Ascending, Columns::ALL);
-    let mut scan = Scan { devices, from, to, order, after: None, limit: 10_000, columns };
-    let mut rows = Vec::new();
-    loop {
-        let page = smol::block_on(store.scan(scan.clone())).unwrap();
-        scan.after = page.rows.last().map(Row::position);
-        rows.extend(page.rows.into_iter().map(|row| row.reading));
-        if !page.more {
-            return rows;
-        }
-    }
+    let scan = Scan { devices, from, to, order, after: None, limit: 10_000, columns };
+    all_rows(store, scan).unwrap().into_iter().map(|row| row.reading).collect()
 }
 
 fn buckets(store: &Store, n: i64) -> Vec<Bucket> {
     let (from, to) = (UnixMillis::MIN, UnixMillis::MAX);
-    smol::block_on(store.buckets(id(n), Tier::QuarterHour, from, to, UnixMillis::new(START * 2))).unwrap()
+    all_buckets(store, id(n), Tier::QuarterHour, (from, to), UnixMillis::new(START * 2))
 }
 
 /// A backup as the HTTP server sends it.

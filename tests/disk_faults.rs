@@ -3,17 +3,20 @@
 
 #[path = "common/disk.rs"]
 mod disk;
+#[path = "common/pages.rs"]
+mod pages;
 
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use disk::Recorder;
+use disk::{Image, Recorder};
+use pages::all_rows;
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use wattd::limits;
 use wattd::reading::{DeviceId, Mac, Reading};
 use wattd::store::chunk::Columns;
-use wattd::store::{self, Keeping, Order, Row, Scan, Store, StoreError, Tier};
+use wattd::store::{self, Keeping, Order, Scan, Store, StoreError, Tier};
 use wattd::units::{Milliwatts, UnixMillis};
 
 const START: i64 = 1_767_225_600_000;
@@ -47,16 +50,8 @@ fn scan(store: &Store) -> Result<Vec<Reading>, StoreError> {
     let devices = store.devices().iter().map(|device| device.number).collect();
     let (from, to) = (UnixMillis::MIN, UnixMillis::MAX);
     let (order, columns) = (Order::Ascending, Columns::ALL);
-    let mut scan = Scan { devices, from, to, order, after: None, limit: 10_000, columns };
-    let mut rows = Vec::new();
-    loop {
-        let page = smol::block_on(store.scan(scan.clone()))?;
-        scan.after = page.rows.last().map(Row::position);
-        rows.extend(page.rows.into_iter().map(|row| row.reading));
-        if !page.more {
-            return Ok(rows);
-        }
-    }
+    let scan = Scan { devices, from, to, order, after: None, limit: 10_000, columns };
+    Ok(all_rows(store, scan)?.into_iter().map(|row| row.reading).collect())
 }
 
 fn all(count: i64) -> Vec<Reading> {
@@ -85,18 +80,25 @@ fn record(store: &Store, rounds: i64) -> Option<StoreError> {
     first
 }
 
+/// An empty store with its log.
+fn empty_both() -> Image {
+    let disk = Recorder::holding_both([empty(), Vec::new()]);
+    drop(open(&disk).unwrap());
+    disk.image()
+}
+
 #[test]
 fn when_every_operation_from_some_moment_on_fails_nothing_is_lost() {
     const ROUNDS: i64 = 90;
-    let base = empty();
-    let whole = Recorder::holding(base.clone());
+    let base = empty_both();
+    let whole = Recorder::holding_both(base.clone());
     let store = open(&whole).unwrap();
     let before = whole.operations();
     assert!(record(&store, ROUNDS).is_none());
     let operations = whole.operations() - before;
     drop(store);
     for n in 0..operations {
-        let disk = Recorder::holding(base.clone());
+        let disk = Recorder::holding_both(base.clone());
         let store = open(&disk).unwrap();
         disk.fail_from(Some(n));
         let failed = record(&store, ROUNDS);
@@ -109,7 +111,7 @@ fn when_every_operation_from_some_moment_on_fails_nothing_is_lost() {
             // The machine goes down meanwhile: what was acknowledged is there, nothing else, in order.
             let acknowledged = ROUNDS - store.figures().pending as i64;
             drop(store);
-            let kept = scan(&open(&Recorder::holding(disk.bytes())).unwrap()).unwrap();
+            let kept = scan(&open(&Recorder::holding_both(disk.image())).unwrap()).unwrap();
             assert!(kept.len() as i64 >= acknowledged, "from operation {n}: {} {acknowledged}", kept.len());
             assert_eq!(kept, all(kept.len() as i64), "from operation {n}");
             continue;
@@ -123,6 +125,36 @@ fn when_every_operation_from_some_moment_on_fails_nothing_is_lost() {
         assert_eq!(scan(&open(&disk).unwrap()).unwrap(), all(ROUNDS + 1), "from operation {n}");
     }
     println!("{operations} moments");
+}
+
+#[test]
+fn a_store_of_before_the_log_is_opened_and_gets_one() {
+    let old = Recorder::holding(empty());
+    let store = open(&old).unwrap();
+    assert!(record(&store, 60).is_none());
+    drop(store);
+    set_format(&old, 1);
+    let disk = Recorder::holding_both([old.bytes(), Vec::new()]);
+    for round in 0..3 {
+        let store = open(&disk).unwrap();
+        assert_eq!(scan(&store).unwrap(), all(60 + round));
+        append(&store, 60 + round);
+        commit(&store, 60 + round).unwrap();
+        drop(store);
+    }
+    assert!(!disk.image()[1].is_empty());
+    // Without its log it is refused: what is only there would be missing.
+    assert!(matches!(open(&Recorder::holding(disk.bytes())).err().unwrap(), StoreError::Log(_)));
+    assert!(matches!(open(&Recorder::holding_both([disk.bytes(), Vec::new()])).err().unwrap(), StoreError::Log(_)));
+}
+
+/// Makes a store one of an older format.
+fn set_format(disk: &Recorder, format: u16) {
+    let database = redb::Builder::new().create_with_backend(disk.backend()).unwrap();
+    let write = database.begin_write().unwrap();
+    let meta = TableDefinition::<&str, &[u8]>::new("meta");
+    write.open_table(meta).unwrap().insert("format", format.to_le_bytes().as_slice()).unwrap();
+    write.commit().unwrap();
 }
 
 #[test]
@@ -308,7 +340,7 @@ fn flip(bytes: &mut [u8], value: &[u8], bit: usize) {
 
 /// The first value of each table, as bytes in the file.
 fn values(disk: &Recorder) -> Vec<(&'static str, Vec<u8>)> {
-    let database = redb::Builder::new().create_with_backend(disk.clone()).unwrap();
+    let database = redb::Builder::new().create_with_backend(disk.backend()).unwrap();
     let read = database.begin_read().unwrap();
     let mut values = Vec::new();
     for (name, _) in NUMBERED {

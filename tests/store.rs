@@ -237,7 +237,8 @@ fn a_damaged_batch_is_left_out_and_the_rest_is_readable() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir).unwrap();
     for n in 0..5 {
-        store.append(id(1), reading(n * 1_000, n), Duration::from_secs(10));
+        // A device that is new is written into the file, and its batch with it.
+        store.append(id(n as u8), reading(n * 1_000, n), Duration::from_secs(10));
         smol::block_on(store.commit(UnixMillis::MIN)).unwrap();
     }
     drop(store);
@@ -253,7 +254,7 @@ fn a_damaged_batch_is_left_out_and_the_rest_is_readable() {
     write.commit().unwrap();
     drop(file);
     let store = open(&dir).unwrap();
-    let devices = vec![store.number(id(1)).unwrap()];
+    let devices = (0..5).map(|n| store.number(id(n)).unwrap()).collect();
     let scan = Scan {
         devices,
         from: UnixMillis::MIN,
@@ -305,4 +306,110 @@ fn a_page_of_noise_anywhere_in_the_file_is_an_error_or_harmless_and_never_a_pani
         }
     }
     assert!(refused > 0);
+}
+
+fn newest(store: &Store, n: u8, limit: usize) -> Vec<u32> {
+    let devices = vec![store.number(id(n)).unwrap()];
+    let (from, to, order, columns) = (UnixMillis::MIN, UnixMillis::MAX, Order::Descending, Columns::ALL);
+    let scan = Scan { devices, from, to, order, after: None, limit, columns };
+    let page = smol::block_on(store.scan(scan)).unwrap();
+    page.rows.iter().map(|row| row.reading.power.get()).collect()
+}
+
+#[test]
+fn the_version_changes_with_what_can_be_asked_and_not_with_what_is_past() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).unwrap();
+    const HOUR: i64 = 3_600_000;
+    let append = |n: u8, time: i64| store.append(id(n), reading(time, time / 1_000), Duration::from_secs(10));
+    append(1, 0);
+    append(2, 0);
+    let (one, two, both) = (&[id(1)][..], &[id(2)][..], &[id(1), id(2)][..]);
+    let now = |ids: &[DeviceId]| store.version(ids, UnixMillis::MAX);
+    let past = |ids: &[DeviceId]| store.version(ids, UnixMillis::new(HOUR));
+    let before = (now(one), now(two), now(both), past(one));
+    append(1, 10_000);
+    assert!(now(one) != before.0 && now(two) == before.1 && now(both) != before.2 && past(one) != before.3);
+    append(1, 2 * HOUR);
+    append(2, 2 * HOUR);
+    let settled = (past(one), past(both));
+    append(1, 3 * HOUR);
+    assert_eq!((past(one), past(both)), settled, "the past goes on as it was");
+    append(2, HOUR / 2);
+    assert!(past(one) == settled.0 && past(both) != settled.1, "something came late");
+    let before = now(one);
+    smol::block_on(store.commit(UnixMillis::new(3 * HOUR))).unwrap();
+    assert_eq!(now(one), before, "what is on the disk now is what was shown before");
+    smol::block_on({
+        append(2, 12 * HOUR);
+        store.commit(UnixMillis::new(12 * HOUR))
+    })
+    .unwrap();
+    assert_ne!(now(one), before, "it was sealed");
+    let last = now(both);
+    drop(store);
+    assert_ne!(open(&dir).unwrap().version(both, UnixMillis::MAX), last, "another run has numbers of its own");
+}
+
+#[test]
+fn newest_readings_come_from_memory_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(&dir).unwrap();
+    for n in 0..3_000 {
+        store.append(id(1), reading(n * 10_000, n), Duration::from_secs(10));
+        if n % 60 == 59 {
+            smol::block_on(store.commit(UnixMillis::new(n * 10_000))).unwrap();
+        }
+    }
+    assert!(store.figures().chunks > 0);
+    let expected: Vec<u32> = (0..3_000).rev().collect();
+    for _ in 0..2 {
+        assert_eq!(newest(&store, 1, 300), expected[..300]);
+        assert_eq!(newest(&store, 1, 2_999), expected[..2_999]);
+        assert!(store.figures().recent_bytes < 40_000, "{:?}", store.figures());
+        drop(store);
+        store = open(&dir).unwrap();
+    }
+}
+
+#[test]
+fn a_log_that_is_missing_or_belongs_to_another_store_is_refused_and_damage_in_it_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).unwrap();
+    for n in 0..20 {
+        store.append(id(1), reading(n * 1_000, n), Duration::from_secs(10));
+        smol::block_on(store.commit(UnixMillis::new(n * 1_000))).unwrap();
+    }
+    assert!(store.figures().file_commits < 3, "{:?}", store.figures());
+    drop(store);
+    let path = store::path_in(dir.path());
+    let log = store::disk::log_of(&path);
+    let whole = std::fs::read(&log).unwrap();
+    let (readings, problems) = {
+        let report = store::check::check(&path).unwrap();
+        (report.readings, report.problems)
+    };
+    assert_eq!((readings, problems.len()), (20, 0), "{problems:?}");
+
+    let other = tempfile::tempdir().unwrap();
+    drop(open(&other).unwrap());
+    let other_log = std::fs::read(store::disk::log_of(&store::path_in(other.path()))).unwrap();
+    // Another store's log has none of this one's commits: what is only there is not made up.
+    for bytes in [&other_log[..], &[], &[0; 100_000]] {
+        std::fs::write(&log, bytes).unwrap();
+        let error = open(&dir).err().unwrap();
+        assert!(matches!(error, StoreError::Log(_)) && error.is_damage(), "{error:?}");
+        assert!(error.to_string().contains("wattd backup"), "{error}");
+    }
+    // A bit in the middle: what is before it is there, and somebody says so.
+    let mut damaged = whole.clone();
+    damaged[4_096 * 10 + 60] ^= 1;
+    std::fs::write(&log, &damaged).unwrap();
+    let report = store::check::check(&path).unwrap();
+    assert!(report.problems.iter().any(|problem| problem.table == "log"), "{report:?}");
+    let store = open(&dir).unwrap();
+    let kept = newest(&store, 1, 100);
+    assert!(kept.len() < 20 && kept.len() > 5 && kept[kept.len() - 1] == 0, "{kept:?}");
+    drop(store);
+    std::fs::write(&log, whole).unwrap();
 }

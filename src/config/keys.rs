@@ -434,7 +434,7 @@ pub static KEYS: &[Key] = &[
         section: "retention",
         name: "quarter_hour",
         kind: Kind::Keeping(DAY, CENTURY, |c| &mut c.retention.quarter_hour),
-        default: "5y",
+        default: "forever",
         doc: "How long quarter hours are kept",
         more: "",
         planned: false,

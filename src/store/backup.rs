@@ -15,10 +15,11 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
-use redb::{Builder, Database, Key, ReadTransaction, ReadableDatabase, TableDefinition, Value, WriteTransaction};
+use redb::{Builder, Key, ReadTransaction, ReadableDatabase, TableDefinition, Value, WriteTransaction};
 
 use super::check::{self, Problem};
 use super::file::{self, DEVICE, DEVICE_ID, HEAD, LATE, META, ROLLUP, SEALED, TAIL};
+use super::headlog::Found;
 use super::{StoreError, put_in_place};
 use crate::limits;
 
@@ -137,13 +138,34 @@ impl<T: Write> Summed<T> {
         name: &str,
         table: TableDefinition<'_, K, V>,
     ) -> Result<u64, BackupError> {
+        self.put_rows(read, name, table, |_| true, &[])
+    }
+
+    /// The rows whose key `wanted` accepts, and `more`.
+    fn put_rows<K: Key + 'static, V: Value + 'static>(
+        &mut self,
+        read: &ReadTransaction,
+        name: &str,
+        table: TableDefinition<'_, K, V>,
+        wanted: impl Fn(&[u8]) -> bool,
+        more: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<u64, BackupError> {
         self.put(&[u8::try_from(name.len()).map_err(io::Error::other)?])?;
         self.put(name.as_bytes())?;
         let mut rows = 0_u64;
         for entry in redb::ReadableTable::iter(&read.open_table(table)?)? {
             let (key, value) = entry?;
-            self.put_long(K::as_bytes(&key.value()).as_ref())?;
-            self.put_long(V::as_bytes(&value.value()).as_ref())?;
+            let key = key.value();
+            let key = K::as_bytes(&key);
+            if wanted(key.as_ref()) {
+                self.put_long(key.as_ref())?;
+                self.put_long(V::as_bytes(&value.value()).as_ref())?;
+                rows = rows.saturating_add(1);
+            }
+        }
+        for (key, value) in more {
+            self.put_long(key)?;
+            self.put_long(value)?;
             rows = rows.saturating_add(1);
         }
         self.put(&END_OF_TABLE.to_le_bytes())?;
@@ -152,12 +174,14 @@ impl<T: Write> Summed<T> {
     }
 }
 
-/// Writes everything that `database` holds now to `out`.
+/// Writes everything that `read` shows to `out`, with the batches of the log among those of the head: what is restored
+/// begins with a log of its own.
 ///
 /// # Errors
 /// [`BackupError`]; what was written then has no end, and is refused when it is read.
-pub(super) fn write(database: &Database, out: impl Write) -> Result<Summary, BackupError> {
-    let read = database.begin_read()?;
+pub(super) fn write(read: &ReadTransaction, logged: Vec<Found>, out: impl Write) -> Result<Summary, BackupError> {
+    let logged: Vec<_> =
+        logged.into_iter().map(|(number, batch)| (number.get().to_le_bytes().to_vec(), batch)).collect();
     let store_id = read.open_table(META)?.get("store_id")?.and_then(|id| id.value().try_into().ok());
     let store_id: [u8; 16] = store_id.ok_or(StoreError::NotAStore)?;
     let mut out = Summed::new(out);
@@ -167,14 +191,14 @@ pub(super) fn write(database: &Database, out: impl Write) -> Result<Summary, Bac
     out.put(&store_id)?;
     let mut rows = 0_u64;
     for table in [
-        out.put_table(&read, "meta", META)?,
-        out.put_table(&read, "device", DEVICE)?,
-        out.put_table(&read, "device_id", DEVICE_ID)?,
-        out.put_table(&read, "head", HEAD)?,
-        out.put_table(&read, "tail", TAIL)?,
-        out.put_table(&read, "sealed", SEALED)?,
-        out.put_table(&read, "late", LATE)?,
-        out.put_table(&read, "rollup", ROLLUP)?,
+        out.put_rows(read, "meta", META, |name| name != b"log", &[])?,
+        out.put_table(read, "device", DEVICE)?,
+        out.put_table(read, "device_id", DEVICE_ID)?,
+        out.put_rows(read, "head", HEAD, |_| true, &logged)?,
+        out.put_table(read, "tail", TAIL)?,
+        out.put_table(read, "sealed", SEALED)?,
+        out.put_table(read, "late", LATE)?,
+        out.put_table(read, "rollup", ROLLUP)?,
     ] {
         rows = rows.saturating_add(table);
     }
@@ -191,7 +215,13 @@ pub(super) fn write(database: &Database, out: impl Write) -> Result<Summary, Bac
 /// # Errors
 /// [`BackupError`], with [`StoreError::InUse`] when an agent has the store open.
 pub fn of_closed(path: &Path, out: impl Write) -> Result<Summary, BackupError> {
-    write(&check::open_unchanged(path)?, out)
+    let database = check::open_unchanged(path)?;
+    let logged = check::open_log(&database, path).unwrap_or_else(|error| {
+        log::error!("{error}; the backup is without what was in the log");
+        None
+    });
+    let logged = logged.map_or(Vec::new(), |(_, found)| found);
+    write(&database.begin_read()?, logged, out)
 }
 
 impl<T: Read> Summed<T> {

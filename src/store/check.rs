@@ -18,7 +18,8 @@ use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, 
 
 use super::chunk::{self, Columns};
 use super::file::{self, DEVICE, DEVICE_ID, HEAD, LATE, META, ROLLUP, SEALED, TAIL, Tail};
-use super::{DeviceNumber, StoreError, Tier, batch, compact, io_error};
+use super::headlog::{Found, Log};
+use super::{DeviceNumber, StoreError, Tier, batch, compact, disk, io_error};
 use crate::limits;
 use crate::reading::{DeviceId, Entry};
 use crate::rollup::{Bucket, Fold, codec};
@@ -91,7 +92,17 @@ pub fn check(path: &Path) -> Result<Report, StoreError> {
             (open(false).map_err(StoreError::System)?, Pages::Damaged)
         }
     };
-    let looked = database.map_err(StoreError::opening).and_then(|database| look(&database, pages, &mut report));
+    let looked = database.map_err(StoreError::opening).and_then(|database| {
+        let logged = open_log(&database, path).unwrap_or_else(|error| {
+            report.note("log", error.to_string());
+            None
+        });
+        let (beyond, logged) = logged.map_or((None, Vec::new()), |(log, found)| (log.beyond(), found));
+        if let Some(number) = beyond {
+            report.note("log", format!("a commit is damaged or lost, and all after it, batch {} too", number.get()));
+        }
+        look(&database, &logged, pages, &mut report)
+    });
     if let Err(error) = looked {
         report.note(WHOLE_FILE, error.to_string());
     }
@@ -109,6 +120,17 @@ pub(super) fn open_unchanged(path: &Path) -> Result<Database, StoreError> {
     let mut builder = Builder::new();
     builder.set_cache_size(limits::STORE_CACHE).set_check_integrity_on_open(true);
     builder.create_with_backend(overlay).map_err(StoreError::opening)
+}
+
+/// The log of the closed store at `path` and the batches in it; None when the file says that it has none.
+///
+/// # Errors
+/// [`StoreError::Log`] when it does not have what the file says that it has.
+pub(super) fn open_log(database: &Database, path: &Path) -> Result<Option<(Log, Vec<Found>)>, StoreError> {
+    let Some(mark) = file::read_mark(database)? else { return Ok(None) };
+    let file = std::fs::File::open(disk::log_of(path)).map_err(StoreError::Log)?;
+    let overlay = Overlay::over(file).map_err(StoreError::Log)?;
+    Log::open(Box::new(overlay), mark).map(Some).map_err(StoreError::Log)
 }
 
 /// Takes the lock that an agent holds on its store.
@@ -130,7 +152,7 @@ enum Pages {
     Damaged,
 }
 
-fn look(database: &Database, pages: Pages, report: &mut Report) -> Result<(), StoreError> {
+fn look(database: &Database, logged: &[Found], pages: Pages, report: &mut Report) -> Result<(), StoreError> {
     let read = database.begin_read()?;
     match pages {
         Pages::Sound => look_at_meta(&read, report)?,
@@ -151,7 +173,7 @@ fn look(database: &Database, pages: Pages, report: &mut Report) -> Result<(), St
             report.note("tail", format!("device {} has a tail and no record", number.get()));
         }
     }
-    look_at_head(&read, &devices, &tails, report)?;
+    look_at_head(&read, logged, &devices, &tails, report)?;
     look_at_late(&read, &devices, report)?;
     for device in &devices {
         look_at_device(&read, *device, tails.get(device), report)?;
@@ -174,7 +196,7 @@ fn look(database: &Database, pages: Pages, report: &mut Report) -> Result<(), St
 fn look_at_meta(read: &ReadTransaction, report: &mut Report) -> Result<(), StoreError> {
     let meta = read.open_table(META)?;
     match meta.get("format")?.and_then(|bytes| bytes.value().try_into().ok()).map(u16::from_le_bytes) {
-        Some(file::FORMAT) => {}
+        Some(1..=file::FORMAT) => {}
         Some(format) => report.note("meta", format!("the format is {format}, this program writes {}", file::FORMAT)),
         None => report.note("meta", "the format cannot be read"),
     }
@@ -222,19 +244,19 @@ fn look_at_devices(
 
 fn look_at_head(
     read: &ReadTransaction,
+    logged: &[Found],
     devices: &BTreeSet<DeviceNumber>,
     tails: &BTreeMap<DeviceNumber, Tail>,
     report: &mut Report,
 ) -> Result<(), StoreError> {
-    for entry in read.open_table(HEAD)?.iter()? {
-        let (number, bytes) = entry?;
+    let mut look = |table, number: u64, bytes: &[u8]| {
         report.batches += 1;
-        match batch::decode(bytes.value(), |_| true) {
-            Err(why) => report.note("head", format!("batch {}: {why}", number.value())),
+        match batch::decode(bytes, |_| true) {
+            Err(why) => report.note(table, format!("batch {number}: {why}")),
             Ok(items) => {
                 if let Some(item) = items.iter().find(|item| !devices.contains(&item.device)) {
-                    let what = format!("batch {} has a reading of device {}", number.value(), item.device.get());
-                    report.note("head", format!("{what}, which has no record"));
+                    let what = format!("batch {number} has a reading of device {}", item.device.get());
+                    report.note(table, format!("{what}, which has no record"));
                 }
                 let sealed_to = |device| tails.get(&device).and_then(|tail| tail.sealed_to);
                 let is_new = |time, device| sealed_to(device).is_none_or(|to: UnixMillis| time > to);
@@ -242,7 +264,12 @@ fn look_at_head(
                 report.readings += u64::try_from(new.count()).unwrap_or(0);
             }
         }
+    };
+    for entry in read.open_table(HEAD)?.iter()? {
+        let (number, bytes) = entry?;
+        look("head", number.value(), bytes.value());
     }
+    logged.iter().for_each(|(number, bytes)| look("log", number.get(), bytes));
     Ok(())
 }
 

@@ -16,7 +16,8 @@ use super::batch;
 use super::chunk::{self, Clock, Encoder, Refused, Stored};
 use super::file::{Batches, HEAD, LATE, ROLLUP, SEALED, TAIL, Tail, tail};
 use super::recent::Block;
-use super::{BatchNumber, DeviceNumber, Item, Order, StoreError, Tier};
+use super::{BatchNumber, BucketPage, DeviceNumber, Item, Order, StoreError, Tier};
+use crate::limits;
 use crate::rollup::Bucket;
 use crate::rollup::codec::{self, BadBlob};
 use crate::units::UnixMillis;
@@ -70,6 +71,13 @@ pub struct Compaction {
     pub expiry: Option<Expiry>,
 }
 
+impl Compaction {
+    /// Whether there is nothing to seal, keep or delete.
+    pub fn is_nothing(&self) -> bool {
+        self.due.is_empty() && self.late.is_empty() && self.expiry.is_none()
+    }
+}
+
 /// A device to seal.
 #[derive(Clone)]
 pub struct Due {
@@ -88,8 +96,14 @@ pub struct Compacted {
     pub tails: Vec<(DeviceNumber, Standing)>,
     /// Head batches that are gone.
     pub dropped: Vec<(UnixMillis, BatchNumber)>,
-    /// Chunks written.
+    /// Chunks written, and entries in them.
     pub chunks: u64,
+    /// Entries in them.
+    pub sealed_entries: u64,
+    /// Buckets rolled up.
+    pub buckets: u64,
+    /// Chunks, late readings and blobs deleted.
+    pub deleted_rows: u64,
     /// Devices of which entries up to a time may be deleted now.
     pub deleted: Vec<(DeviceNumber, UnixMillis)>,
     /// Whether more is to be deleted than one run may.
@@ -151,12 +165,14 @@ fn seal_devices(write: &WriteTransaction, what: &Compaction, done: &mut Compacte
             tail.state.chunk_entries = u32::try_from(count).unwrap_or(u32::MAX);
             tail.state.readings += chunk::summary(&bytes).map_or(0, |summary| u64::from(summary.readings));
             done.chunks += 1;
+            done.sealed_entries += u64::try_from(chunk.len()).unwrap_or(0);
         }
         if done.chunks > before {
             if let Some(bytes) = tail.bytes(device)? {
                 tails.insert(device.get(), bytes.as_slice())?;
             }
             roll_up(&mut rollups, device, &buckets)?;
+            done.buckets += u64::try_from(buckets.len()).unwrap_or(0);
         }
         arrived.retain(|stored| tail.sealed_to.is_none_or(|to| stored.entry.time() > to));
         done.tails.push((device, Standing { tail, open: arrived }));
@@ -257,13 +273,21 @@ fn drop_batches(
     // The newest batch stays, for its number: numbers are never used again.
     let newest = batches.keys().map(|(_, number)| *number).max();
     let passed = batches.iter().filter(|((_, number), last)| **last < floor && Some(*number) != newest);
-    let passed: Vec<_> = passed.map(|(key, _)| *key).take(BATCHES_A_RUN).collect();
+    let passed: Vec<_> = passed.map(|(key, _)| *key).collect();
     if passed.is_empty() {
         return Ok(());
     }
     let mut head = write.open_table(HEAD)?;
+    let mut removed = 0;
     for (first, number) in passed {
-        head.remove(number.get())?;
+        // One that is in the log goes with the log's mark.
+        if head.get(number.get())?.is_some() {
+            if removed >= BATCHES_A_RUN {
+                break;
+            }
+            head.remove(number.get())?;
+            removed += 1;
+        }
         done.dropped.push((first, number));
     }
     Ok(())
@@ -332,11 +356,12 @@ fn expire(write: &WriteTransaction, expiry: &Expiry, done: &mut Compacted) -> Re
         }
     }
     done.more_to_expire = left == 0;
+    done.deleted_rows = u64::try_from(EXPIRED_A_RUN.saturating_sub(left)).unwrap_or(0);
     Ok(())
 }
 
-/// The buckets of a device that begin in `[from, to)`, in order of time: of `tier` up to the hour in which its sealed entries
-/// end, from there on quarter hours, from the file and then from `live`.
+/// A page of the buckets of a device that begin in `[from, to)`, in order of time: of `tier` up to the hour in which its
+/// sealed entries end, from there on quarter hours, from the file and then from `live`.
 pub fn buckets(
     read: &ReadTransaction,
     device: DeviceNumber,
@@ -344,10 +369,10 @@ pub fn buckets(
     from: UnixMillis,
     to: UnixMillis,
     live: Vec<Bucket>,
-) -> Result<Vec<Bucket>, StoreError> {
+) -> Result<BucketPage, StoreError> {
     let sealed_to = tail(&read.open_table(TAIL)?, device)?.sealed_to.unwrap_or(UnixMillis::MIN);
     let rollups = read.open_table(ROLLUP)?;
-    let mut all = BTreeMap::new();
+    let mut all: Vec<Bucket> = Vec::new();
     let border = if tier == Tier::Hour { hour_of(sealed_to).clamp(from, to.max(from)) } else { from };
     for (tier, from, to) in [(Tier::Hour, from, border), (Tier::QuarterHour, border, to)] {
         if from >= to {
@@ -357,11 +382,11 @@ pub fn buckets(
         for entry in rollups.range(key(from)..=key(to.plus(-1)))? {
             let (key, bytes) = entry?;
             let base = tier.base(key.value().2);
+            if all.len() >= limits::PAGE_BUCKETS {
+                return Ok(BucketPage { buckets: all, next: Some(base.max(from)) });
+            }
             match codec::decode(base, bytes.value()) {
-                Ok(buckets) => {
-                    let wanted = buckets.into_iter().filter(|bucket| (from..to).contains(&bucket.start));
-                    all.extend(wanted.map(|bucket| (bucket.start, bucket)));
-                }
+                Ok(buckets) => all.extend(buckets.into_iter().filter(|bucket| (from..to).contains(&bucket.start))),
                 Err(why) => {
                     let what = format!("the {} of device {} from {base}", tier.name(), device.get());
                     log::error!("{}", StoreError::Damaged { what, why: why.into() });
@@ -371,9 +396,11 @@ pub fn buckets(
     }
     // A commit may have sealed some of these since they were copied; they are the same then.
     for bucket in live.into_iter().filter(|bucket| (border..to).contains(&bucket.start)) {
-        all.entry(bucket.start).or_insert(bucket);
+        if let Err(place) = all.binary_search_by_key(&bucket.start, |stored| stored.start) {
+            all.insert(place, bucket);
+        }
     }
-    Ok(all.into_values().collect())
+    Ok(BucketPage { buckets: all, next: None })
 }
 
 /// Where in `[from, to)` the stored buckets of `devices` begin when read in `order`, as far as keys tell it.

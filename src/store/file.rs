@@ -4,10 +4,10 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | name | `format`: u16; `store_id`: 16 bytes |
+//! | `meta` | name | `format`: u16; `store_id`: 16 bytes; `log`: a [`headlog::Mark`]; `wear`: u64 bytes, u64 ms |
 //! | `device` | device number | version byte, postcard [`Record`] |
 //! | `device_id` | public id, `9c5322aabbcc.0` | device number |
-//! | `head` | batch sequence | one [`batch`]; the newest always stays, for its number |
+//! | `head` | batch sequence | one [`batch`] that is not in the [`headlog`]; the newest stays, for its number |
 //! | `tail` | device number | version byte, i64 time up to which entries are sealed, postcard [`Tail`] |
 //! | `sealed` | device number, time of the first entry | one [`chunk`] |
 //! | `late` | device number, time | a reading that came out of order and after its time was sealed: a batch of one |
@@ -15,14 +15,14 @@
 //!
 //! After an error redb's handle answers nothing more, so it is dropped, and the next call opens the file anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
-    WriteTransaction,
+    Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,10 +30,12 @@ use super::backup::{self, BackupError};
 use super::batch::{self, BadBatch, Span};
 use super::chunk::{self, Columns, Stored};
 use super::compact::{self, Compacted, Compaction, Expiry};
+use super::disk::{Counted, Disk};
+use super::headlog::{self, Appended, Log, Mark};
 use super::journal::StoreId;
 use super::recent::KEEP;
 use super::scan::{self, InMemory};
-use super::{BatchNumber, Device, DeviceNumber, Item, Order, Page, Record, Scan, StoreError, Tier};
+use super::{BatchNumber, BucketPage, Device, DeviceNumber, Item, Order, Page, Record, Scan, StoreError, Tier, Wear};
 use crate::limits;
 use crate::reading::{Entry, Reading};
 use crate::rollup::{Bucket, Fold};
@@ -48,16 +50,14 @@ pub(super) const SEALED: TableDefinition<'_, (u32, i64), &[u8]> = TableDefinitio
 pub(super) const LATE: TableDefinition<'_, (u32, i64), &[u8]> = TableDefinition::new("late");
 pub(super) const ROLLUP: TableDefinition<'_, (u8, u32, i32), &[u8]> = TableDefinition::new("rollup");
 
-/// The format this program writes. A file with a higher one is refused.
-pub const FORMAT: u16 = 1;
+/// The format this program writes. A file with a higher one is refused. One of format 1 has no log: it gets one when it is
+/// opened, and is of format 2 from then on, so that a program that knows of no log does not pass over what is in it.
+pub const FORMAT: u16 = 2;
 const RECORD_VERSION: u8 = 1;
 const TAIL_VERSION: u8 = 1;
 
 /// Head batches by the time of their first entry and their number, with the time of their last entry.
 pub type Batches = BTreeMap<(UnixMillis, BatchNumber), UnixMillis>;
-
-/// How the file is opened: a path in life, a disk that fails or forgets in tests.
-pub type Disk = Box<dyn Fn(&mut Builder) -> Result<Database, DatabaseError> + Send + Sync>;
 
 /// Where a device's sealed entries end, and what was known of its energy there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,10 +103,22 @@ pub(super) fn tail(table: &impl ReadableTable<u32, &'static [u8]>, device: Devic
     bytes.map_or(Ok(Tail::default()), |bytes| Tail::read(device, bytes.value()))
 }
 
-/// The open file, or the way to open it again.
+/// The open file, or the way to open it again, and the log.
 pub struct File {
     disk: Disk,
     open: Mutex<Handle>,
+    log: Mutex<Logged>,
+    /// Bytes written to both.
+    written: Arc<AtomicU64>,
+}
+
+/// The log as one commit at a time sees it.
+#[derive(Default)]
+struct Logged {
+    /// None: this disk has none, or no room for one.
+    log: Option<Log>,
+    /// A commit of the file failed: it may have its mark nevertheless, so that the next one must go there too.
+    unsure: bool,
 }
 
 enum Handle {
@@ -145,6 +157,8 @@ pub struct Contents {
     pub batches: Batches,
     /// The number after the highest in the head.
     pub next_batch: BatchNumber,
+    /// What was written over the life of the store.
+    pub wear: Wear,
     /// Head batches that could not be read, and why. They stay where they are.
     pub damaged: Vec<(BatchNumber, BadBatch)>,
 }
@@ -157,6 +171,17 @@ pub struct Commit {
     pub devices: Vec<Device>,
     /// What to seal, roll up and delete in the same transaction.
     pub compaction: Compaction,
+    /// The number that the next batch will have.
+    pub next: BatchNumber,
+    /// What was written so far; noted when it is looked what is too old.
+    pub wear: Wear,
+}
+
+impl Commit {
+    /// Whether it only adds readings.
+    fn is_plain(&self) -> bool {
+        self.devices.is_empty() && self.compaction.is_nothing()
+    }
 }
 
 /// What a commit did.
@@ -165,6 +190,12 @@ pub struct Committed {
     pub span: Option<Span>,
     /// What was sealed, rolled up and deleted.
     pub compacted: Compacted,
+    /// Whether the file was written, and not the log alone.
+    pub in_file: bool,
+    /// Bytes written since the start.
+    pub written: u64,
+    /// Bytes written to the block device, by everybody.
+    pub device_written: Option<u64>,
 }
 
 impl File {
@@ -174,9 +205,60 @@ impl File {
     /// # Errors
     /// [`StoreError`] when it is in use, newer than this program, no store, or cannot be read.
     pub fn open(disk: Disk, visit: impl FnMut(&mut Contents, Item)) -> Result<(Self, Contents), StoreError> {
-        let file = Self { disk, open: Mutex::new(Handle::Closed) };
-        let contents = file.with(|database| read_contents(database, visit))?;
+        let file = Self { disk, open: Mutex::new(Handle::Closed), log: Mutex::default(), written: Arc::default() };
+        let logged = file.open_log()?;
+        let contents = file.with(|database| read_contents(database, logged, visit))?;
+        file.disk.opened();
         Ok((file, contents))
+    }
+
+    /// Opens the log that the file says it has, or makes one, and returns the batches in it.
+    fn open_log(&self) -> Result<Vec<headlog::Found>, StoreError> {
+        let (mark, next) = self.with(|database| Ok((read_mark(database)?, next_in_head(database)?)))?;
+        let backend = self.disk.open_log().map_err(StoreError::System)?;
+        let backend = backend.map(|inner| Box::new(Counted { inner, written: self.written.clone() }));
+        let (log, found) = match (mark, backend) {
+            (None, None) => return Ok(Vec::new()),
+            (Some(_), None) => return Err(StoreError::Log(std::io::ErrorKind::NotFound.into())),
+            (Some(mark), Some(backend)) => Log::open(backend, mark).map_err(|error| match error.kind() {
+                std::io::ErrorKind::InvalidData => StoreError::Log(error),
+                _ => StoreError::of(redb::Error::Io(error)),
+            })?,
+            (None, Some(backend)) => {
+                let id = fastrand::u128(..).to_le_bytes();
+                let log = match Log::create(backend, self.disk.log_bytes(), id, next) {
+                    Ok(log) => log,
+                    Err(error) => {
+                        log::warn!("no log beside the store ({error}): every commit writes the store's file");
+                        return Ok(Vec::new());
+                    }
+                };
+                self.with(|database| {
+                    let write = database.begin_write()?;
+                    {
+                        let mut meta = write.open_table(META)?;
+                        meta.insert("format", FORMAT.to_le_bytes().as_slice())?;
+                        meta.insert("log", log.mark().bytes().as_slice())?;
+                    }
+                    write.commit()?;
+                    Ok(())
+                })?;
+                (log, Vec::new())
+            }
+        };
+        if let Some(number) = log.beyond() {
+            log::error!(
+                "the log has lost a commit: it is left out with what followed, up to batch {} or later",
+                number.get()
+            );
+        }
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).log = Some(log);
+        Ok(found)
+    }
+
+    /// Bytes written to the block device since the machine was started, by everybody.
+    pub fn device_written(&self) -> Option<u64> {
+        self.disk.device_written()
     }
 
     /// Writes what is new, durably, and does what the compaction says in the same transaction. It can be repeated: what
@@ -185,13 +267,51 @@ impl File {
     /// # Errors
     /// [`StoreError`]; the handle is then dropped, and the next call opens the file again.
     pub fn commit(&self, commit: &Commit) -> Result<Committed, StoreError> {
-        self.with(|database| {
+        let mut logged = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = |span, compacted, in_file| Committed {
+            span,
+            compacted,
+            in_file,
+            written: self.written.load(Ordering::Relaxed),
+            device_written: self.disk.device_written(),
+        };
+        if commit.is_plain()
+            && !logged.unsure
+            && let Some(log) = &mut logged.log
+            && let Some((number, items)) = &commit.batch
+            && let Some((bytes, span)) = batch::encode(items)
+        {
+            let appended = log.append(*number, &bytes).map_err(|error| StoreError::of(redb::Error::Io(error)))?;
+            if appended == Appended::Done {
+                return Ok(done(Some(span), Compacted::default(), false));
+            }
+        }
+        let Logged { log, unsure } = &mut *logged;
+        *unsure = true;
+        let (span, compacted, mark) = self.with(|database| {
             let mut write = database.begin_write()?;
             write.set_quick_repair(is_large(database)?);
-            let done = write_commit(&write, commit)?;
+            let (span, compacted) = write_commit(&write, commit)?;
+            let mark = log.as_ref().map(|log| {
+                let batches = commit.compaction.batches.keys();
+                let left: BTreeSet<_> =
+                    batches.filter(|key| !compacted.dropped.contains(key)).map(|key| key.1).collect();
+                log.next_mark(commit.next, |number| left.contains(&number))
+            });
+            if let Some(mark) = &mark {
+                write.open_table(META)?.insert("log", mark.bytes().as_slice())?;
+            }
+            if commit.compaction.expiry.is_some() {
+                write.open_table(META)?.insert("wear", commit.wear.bytes().as_slice())?;
+            }
             write.commit()?;
-            Ok(done)
-        })
+            Ok((span, compacted, mark))
+        })?;
+        *unsure = false;
+        if let (Some(log), Some(mark)) = (log, mark) {
+            log.settle(mark);
+        }
+        Ok(done(span, compacted, true))
     }
 
     /// One page of a scan: sealed entries, late ones, and what is in memory.
@@ -202,7 +322,7 @@ impl File {
         self.with(|database| scan::page(&database.begin_read()?, scan, memory))
     }
 
-    /// The buckets of a device that begin in `[from, to)`: of `tier` as far as they are sealed, then quarter hours, `live`
+    /// A page of the buckets of a device that begin in `[from, to)`: of `tier` as far as they are sealed, then quarter hours, `live`
     /// among them.
     ///
     /// # Errors
@@ -214,7 +334,7 @@ impl File {
         from: UnixMillis,
         to: UnixMillis,
         live: Vec<Bucket>,
-    ) -> Result<Vec<Bucket>, StoreError> {
+    ) -> Result<BucketPage, StoreError> {
         self.with(|database| compact::buckets(&database.begin_read()?, device, tier, from, to, live))
     }
 
@@ -237,8 +357,14 @@ impl File {
     /// # Errors
     /// [`BackupError`]; what was written then has no end.
     pub fn back_up(&self, out: impl Write) -> Result<backup::Summary, BackupError> {
-        let database = self.database()?;
-        backup::write(&database, out)
+        let (read, logged) = {
+            // No commit moves a batch meanwhile.
+            let logged = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+            let batches = logged.log.as_ref().map_or(Ok(Vec::new()), Log::batches);
+            let batches = batches.map_err(|error| StoreError::of(redb::Error::Io(error)))?;
+            (self.database()?.begin_read().map_err(StoreError::from)?, batches)
+        };
+        backup::write(&read, logged, out)
     }
 
     fn database(&self) -> Result<Arc<Database>, StoreError> {
@@ -251,7 +377,10 @@ impl File {
         {
             return Err(StoreError::Reopening);
         }
-        let database = (self.disk)(Builder::new().set_cache_size(limits::STORE_CACHE)).map_err(StoreError::opening)?;
+        let mut builder = Builder::new();
+        let inner = self.disk.open(builder.set_cache_size(limits::STORE_CACHE)).map_err(StoreError::opening)?;
+        let counted = Counted { inner, written: self.written.clone() };
+        let database = builder.create_with_backend(counted).map_err(StoreError::opening)?;
         prepare(&database)?;
         let database = Arc::new(database);
         *open = Handle::Open(database.clone());
@@ -322,7 +451,26 @@ pub(super) fn make_tables(write: &WriteTransaction) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn read_contents(database: &Database, mut visit: impl FnMut(&mut Contents, Item)) -> Result<Contents, StoreError> {
+/// Where the log stands; None when there is none.
+pub(super) fn read_mark(database: &impl ReadableDatabase) -> Result<Option<Mark>, StoreError> {
+    let read = database.begin_read()?;
+    let meta = read.open_table(META)?;
+    let Some(bytes) = meta.get("log")? else { return Ok(None) };
+    let damaged = || StoreError::Log(std::io::Error::other("where the log stands cannot be read"));
+    Mark::read(bytes.value()).map(Some).ok_or_else(damaged)
+}
+
+/// The number after the last batch in the file.
+fn next_in_head(database: &Database) -> Result<BatchNumber, StoreError> {
+    let last = database.begin_read()?.open_table(HEAD)?.last()?.map(|(number, _)| number.value());
+    Ok(BatchNumber::new(last.map_or(0, |last| last.saturating_add(1))))
+}
+
+fn read_contents(
+    database: &Database,
+    logged: Vec<headlog::Found>,
+    mut visit: impl FnMut(&mut Contents, Item),
+) -> Result<Contents, StoreError> {
     let read = database.begin_read()?;
     let mut contents = Contents::default();
     let id = read.open_table(META)?.get("store_id")?.map(|id| id.value().try_into());
@@ -335,12 +483,11 @@ fn read_contents(database: &Database, mut visit: impl FnMut(&mut Contents, Item)
         let device = Device { number, record: read_record(number, bytes.value())? };
         contents.devices.push(known(device, tail(&tails, number)?, &sealed, &late)?);
     }
-    let head = read.open_table(HEAD)?;
-    for entry in head.iter()? {
-        let (number, bytes) = entry?;
-        let number = BatchNumber::new(number.value());
+    contents.wear = read.open_table(META)?.get("wear")?.and_then(|bytes| Wear::read(bytes.value())).unwrap_or_default();
+    let mark = read_mark(database)?;
+    let mut take = |number: BatchNumber, bytes: &[u8]| {
         contents.next_batch = BatchNumber::new(number.get().saturating_add(1));
-        let whole = batch::span(bytes.value()).and_then(|span| Ok((span, batch::decode(bytes.value(), |_| true)?)));
+        let whole = batch::span(bytes).and_then(|span| Ok((span, batch::decode(bytes, |_| true)?)));
         match whole {
             Err(bad) => contents.damaged.push((number, bad)),
             Ok((span, items)) => {
@@ -350,7 +497,18 @@ fn read_contents(database: &Database, mut visit: impl FnMut(&mut Contents, Item)
                 }
             }
         }
+    };
+    let mut logged = logged.into_iter().peekable();
+    for entry in read.open_table(HEAD)?.iter()? {
+        let (number, bytes) = entry?;
+        let number = BatchNumber::new(number.value());
+        while let Some((earlier, bytes)) = logged.next_if(|(earlier, _)| *earlier < number) {
+            take(earlier, &bytes);
+        }
+        take(number, bytes.value());
     }
+    logged.for_each(|(number, bytes)| take(number, &bytes));
+    contents.next_batch = contents.next_batch.max(mark.map_or(BatchNumber::new(0), |mark| mark.next()));
     Ok(contents)
 }
 
@@ -399,7 +557,7 @@ pub(super) fn read_record(number: DeviceNumber, bytes: &[u8]) -> Result<Record, 
     .ok_or(StoreError::BadRecord { device: number })
 }
 
-fn write_commit(write: &WriteTransaction, commit: &Commit) -> Result<Committed, StoreError> {
+fn write_commit(write: &WriteTransaction, commit: &Commit) -> Result<(Option<Span>, Compacted), StoreError> {
     let mut span = None;
     if let Some((number, items)) = &commit.batch
         && let Some((bytes, lies)) = batch::encode(items)
@@ -420,34 +578,50 @@ fn write_commit(write: &WriteTransaction, commit: &Commit) -> Result<Committed, 
         }
     }
     let compacted = compact::run(write, &commit.compaction)?;
-    Ok(Committed { span, compacted })
+    Ok((span, compacted))
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
+
+    use redb::backends::FileBackend;
+    use redb::{DatabaseError, StorageBackend};
 
     use super::*;
     use crate::reading::{DeviceId, Mac};
+    use crate::store::disk::Medium;
 
-    /// Opens a file; the flag says whether redb had to read all of it to repair it.
+    /// A file; the flag says whether redb had to read all of it to repair it.
+    struct Watched(PathBuf, Arc<AtomicBool>);
+
+    impl Medium for Watched {
+        fn open(&self, builder: &mut Builder) -> Result<Box<dyn StorageBackend>, DatabaseError> {
+            let seen = self.1.clone();
+            builder.set_repair_callback(move |_| seen.store(true, Ordering::Relaxed));
+            let file = fs::File::options().read(true).write(true).create(true).truncate(false).open(&self.0);
+            Ok(Box::new(FileBackend::new(file.unwrap())?))
+        }
+    }
+
     fn watched(path: PathBuf) -> (Disk, Arc<AtomicBool>) {
         let repaired = Arc::new(AtomicBool::new(false));
-        let seen = repaired.clone();
-        let disk: Disk = Box::new(move |builder| {
-            let seen = seen.clone();
-            builder.set_repair_callback(move |_| seen.store(true, Ordering::Relaxed));
-            builder.create(&path)
-        });
-        (disk, repaired)
+        (Box::new(Watched(path, repaired.clone())), repaired)
     }
 
     fn commit_a_device(file: &File) {
         let record = Record { id: DeviceId::plug(Mac::new([1; 6])), first_seen: UnixMillis::new(1), plug: None };
         let device = Device { number: DeviceNumber::new(0), record };
-        file.commit(&Commit { batch: None, devices: vec![device], compaction: Compaction::default() }).unwrap();
+        file.commit(&Commit {
+            batch: None,
+            devices: vec![device],
+            compaction: Compaction::default(),
+            next: BatchNumber::new(0),
+            wear: Wear::default(),
+        })
+        .unwrap();
     }
 
     /// Whether the file as it is now would be read whole if the power went.

@@ -13,7 +13,9 @@ pub mod bytes;
 pub mod check;
 pub mod chunk;
 mod compact;
+pub mod disk;
 pub mod file;
+mod headlog;
 pub mod hold;
 pub mod journal;
 mod live;
@@ -45,7 +47,9 @@ use batch::BadBatch;
 use chunk::{BadChunk, Columns, Stored};
 pub use compact::Expiry;
 use compact::{Compacted, Compaction, Due};
-use file::{Batches, Commit, Disk, File};
+use disk::{Disk, io_error};
+pub use disk::{on_disk, put_in_place};
+use file::{Batches, Commit, Committed, File};
 use journal::{Journal, StoreId};
 use live::Live;
 use recent::Recent;
@@ -233,6 +237,15 @@ pub struct Page {
     pub more: bool,
 }
 
+/// One page of a device's buckets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BucketPage {
+    /// The buckets, in order of time.
+    pub buckets: Vec<Bucket>,
+    /// Where the next page begins. None after the last.
+    pub next: Option<UnixMillis>,
+}
+
 /// The length of stored buckets. Both are aligned to UTC; civil periods are sums of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
@@ -277,7 +290,38 @@ impl Tier {
     }
 }
 
-/// Figures of a store, for people and for tests.
+/// What was written to the card, and over how long. Counted in pages of 4 KiB, as a page cache writes them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wear {
+    /// Bytes.
+    pub bytes: u64,
+    /// The time over which they were written, as far as the store was open.
+    pub over: Duration,
+}
+
+impl Wear {
+    /// Bytes a day. None when less than ten minutes are known.
+    #[must_use]
+    pub fn bytes_a_day(&self) -> Option<u64> {
+        let day = u128::from(self.bytes) * 86_400_000;
+        let known = self.over >= Duration::from_secs(600);
+        known.then(|| u64::try_from(day / self.over.as_millis().max(1)).unwrap_or(u64::MAX))
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        let millis = u64::try_from(self.over.as_millis()).unwrap_or(u64::MAX);
+        [self.bytes.to_le_bytes(), millis.to_le_bytes()].concat()
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (first, rest) = bytes.split_first_chunk::<8>()?;
+        let over = Duration::from_millis(u64::from_le_bytes(rest.try_into().ok()?));
+        Some(Self { bytes: u64::from_le_bytes(*first), over })
+    }
+}
+
+/// Figures of a store, for people and for tests. Those that count since the start only rise: what one commit or one scan did
+/// is their difference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Batches committed, since the store was made.
@@ -292,6 +336,24 @@ pub struct Figures {
     pub chunks: u64,
     /// Head batches not yet compacted.
     pub head_batches: usize,
+    /// Commits since the start.
+    pub commits: u64,
+    /// Of these, commits that wrote the store's file and not the log alone.
+    pub file_commits: u64,
+    /// Entries sealed since the start.
+    pub sealed_entries: u64,
+    /// Buckets rolled up since the start.
+    pub buckets: u64,
+    /// Chunks, late readings and blobs deleted since the start, for their age or for size.
+    pub deleted: u64,
+    /// Bytes written since the start, in pages of 4 KiB, as the store counts them.
+    pub written: u64,
+    /// The same over the life of the store, as of the last hour.
+    pub wear: Wear,
+    /// Bytes written to the block device since the machine was started, by everybody. None where that cannot be read.
+    pub device_written: Option<u64>,
+    /// Bytes that the newest entries take in memory.
+    pub recent_bytes: usize,
 }
 
 /// Why stored bytes cannot be read.
@@ -351,6 +413,8 @@ pub enum StoreError {
     Disk(Box<redb::Error>),
     /// The file is so damaged that redb cannot read on.
     Broken,
+    /// The log beside the file does not have what the file says that it has.
+    Log(std::io::Error),
     /// The file is damaged beyond what redb can repair. It is left as it is.
     BeyondRepair(Box<redb::Error>),
     /// Something in the file is damaged; the rest is not.
@@ -381,7 +445,7 @@ impl StoreError {
     /// Whether the file itself is at fault, and stays so until somebody moves it away.
     #[must_use]
     pub const fn is_damage(&self) -> bool {
-        matches!(self, Self::BeyondRepair(_) | Self::Broken | Self::NotAStore | Self::BadRecord { .. })
+        matches!(self, Self::BeyondRepair(_) | Self::Broken | Self::Log(_) | Self::NotAStore | Self::BadRecord { .. })
     }
 
     fn opening(error: redb::DatabaseError) -> Self {
@@ -427,6 +491,10 @@ impl fmt::Display for StoreError {
             Self::Broken => {
                 f.write_str("the file is damaged; move it away (what is in it is not lost yet) and restore a copy")
             }
+            Self::Log(error) => write!(
+                f,
+                "{error}; put the log that belongs to the file beside it, or save what the file has: `wattd backup`, then `wattd restore --force`"
+            ),
             Self::BeyondRepair(error) => {
                 write!(f, "the store's file is damaged beyond repair and was left as it is: {error}")
             }
@@ -447,7 +515,7 @@ impl std::error::Error for StoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Disk(error) | Self::BeyondRepair(error) => Some(error.as_ref()),
-            Self::System(error) => Some(error),
+            Self::System(error) | Self::Log(error) => Some(error),
             _ => None,
         }
     }
@@ -474,61 +542,6 @@ impl From<worker::Gone> for StoreError {
 #[must_use]
 pub fn path_in(data_dir: &Path) -> PathBuf {
     data_dir.join("wattd.redb")
-}
-
-/// A file at `path`, made when it is not there.
-///
-/// A new file is made beside and renamed once it is whole: half of one, after a power cut, could not be told from one that
-/// is damaged, and would be refused for ever.
-///
-/// redb trusts a file that was closed in order, even when a card that lies about syncs lost some of it in the power cut
-/// after: that gave panics, and states that never were. Every page is therefore looked at when the file is opened for
-/// the first time since the machine was started, unless it is so large that readings would be missed meanwhile; later
-/// openings find the file as this kernel has left it. A small file beside says in which run of the machine it was opened
-/// last.
-#[must_use]
-pub fn on_disk(path: PathBuf) -> Disk {
-    Box::new(move |builder| {
-        if !path.try_exists().map_err(io_error)? {
-            let new = path.with_extension("new");
-            match std::fs::remove_file(&new) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io_error(error)),
-                _ => {}
-            }
-            drop(builder.create(&new)?);
-            put_in_place(&new, &path).map_err(io_error)?;
-        }
-        let (boot, opened) = (boot_id(), path.with_extension("opened"));
-        let is_large = std::fs::metadata(&path).map_err(io_error)?.len() > limits::CHECK_AT_BOOT;
-        let is_trusted = is_large || boot.is_some() && std::fs::read(&opened).ok() == boot;
-        let database = builder.set_check_integrity_on_open(!is_trusted).create(&path)?;
-        if let Some(boot) = boot.filter(|_| !is_trusted) {
-            let _ = std::fs::write(&opened, boot); // else the next opening is as careful
-        }
-        Ok(database)
-    })
-}
-
-/// What the kernel calls this run of the machine.
-fn boot_id() -> Option<Vec<u8>> {
-    std::fs::read("/proc/sys/kernel/random/boot_id").ok().filter(|id| !id.is_empty())
-}
-
-fn io_error(error: std::io::Error) -> redb::DatabaseError {
-    redb::DatabaseError::Storage(redb::StorageError::Io(error))
-}
-
-/// Renames a file that is whole, so that it is there under its new name, whole, after a power cut.
-///
-/// # Errors
-/// When the system refuses one of the steps.
-pub fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
-    std::fs::File::open(new)?.sync_all()?;
-    std::fs::rename(new, path)?;
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => std::fs::File::open(parent)?.sync_all(),
-        None => std::fs::File::open(".")?.sync_all(),
-    }
 }
 
 /// How the store keeps house.
@@ -651,6 +664,10 @@ struct Memory {
     next_batch: BatchNumber,
     /// When it was last looked what is too old.
     expired: Option<UnixMillis>,
+    /// The last commit.
+    committed: Option<UnixMillis>,
+    /// What was written before this start.
+    worn: Wear,
     figures: Figures,
 }
 
@@ -669,6 +686,9 @@ impl Store {
     pub fn open(disk: Disk, keeping: Keeping) -> Result<Self, StoreError> {
         let mut memory = Memory { changes: fastrand::u64(..u64::MAX / 4), ..Memory::default() };
         let (file, contents) = File::open(disk, |contents, item| memory.recall(contents, &item))?;
+        memory.worn = contents.wear;
+        memory.figures.wear = contents.wear;
+        memory.figures.device_written = file.device_written();
         memory.figures.readings += contents.late;
         memory.know(contents.devices);
         for (batch, why) in &contents.damaged {
@@ -788,6 +808,7 @@ impl Store {
             let mut memory = self.memory.borrow_mut();
             memory.outgoing = None;
             memory.late.clear();
+            memory.note_commit(&done, now);
             memory.note_written(&commit.devices);
             if let (Some((number, items)), Some(span)) = (&commit.batch, done.span) {
                 Arc::make_mut(&mut memory.batches).insert((span.first, *number), span.last);
@@ -841,7 +862,8 @@ impl Store {
     pub fn figures(&self) -> Figures {
         let memory = self.memory.borrow();
         let pending = memory.uncommitted().filter(|item| item.row().is_some()).count();
-        Figures { pending, head_batches: memory.batches.len(), ..memory.figures }
+        let recent_bytes = memory.devices.iter().map(|kept| kept.recent.bytes()).sum();
+        Figures { pending, head_batches: memory.batches.len(), recent_bytes, ..memory.figures }
     }
 
     /// The version of what the store says of `ids` before `to`. Cheap: it touches one number of each device.
@@ -900,7 +922,8 @@ impl Store {
     }
 
     /// The buckets of a device that begin in `[from, to)`, in order of time: of `tier` as far as entries are sealed, and
-    /// quarter hours from there on, the last one as of `now`.
+    /// quarter hours from there on, the last one as of `now`. All of them are in memory at once: 64 days of quarter hours take
+    /// 0.6 MB, and longer ranges are read by [`Store::bucket_page`].
     ///
     /// # Errors
     /// [`StoreError`] when the file cannot be read. What is damaged is left out and logged.
@@ -912,11 +935,32 @@ impl Store {
         to: UnixMillis,
         now: UnixMillis,
     ) -> Result<Vec<Bucket>, StoreError> {
+        let BucketPage { mut buckets, mut next } = self.bucket_page(id, tier, from, to, now).await?;
+        while let Some(from) = next {
+            let page = self.bucket_page(id, tier, from, to, now).await?;
+            buckets.extend(page.buckets);
+            next = page.next;
+        }
+        Ok(buckets)
+    }
+
+    /// The first of the buckets that [`Store::buckets`] gives, about [`limits::PAGE_BUCKETS`], and where to go on.
+    ///
+    /// # Errors
+    /// As for [`Store::buckets`].
+    pub async fn bucket_page(
+        &self,
+        id: DeviceId,
+        tier: Tier,
+        from: UnixMillis,
+        to: UnixMillis,
+        now: UnixMillis,
+    ) -> Result<BucketPage, StoreError> {
         let asked = {
             let memory = self.memory.borrow();
             memory.numbers.get(&id).copied().zip(memory.kept(id).map(|kept| kept.live.buckets(now)))
         };
-        let Some((number, live)) = asked else { return Ok(Vec::new()) };
+        let Some((number, live)) = asked else { return Ok(BucketPage::default()) };
         let file = self.file.clone();
         let read = self.reader.run(move || file.buckets(number, tier, from, to, live)).await;
         read.map_err(StoreError::from).flatten()
@@ -1075,6 +1119,8 @@ impl Memory {
             batch: self.outgoing.as_ref().map(|outgoing| (outgoing.number, outgoing.items.clone())),
             devices: devices.collect(),
             compaction: self.compaction(keeping, now),
+            next: self.next_batch,
+            wear: self.figures.wear,
         })
     }
 
@@ -1114,6 +1160,25 @@ impl Memory {
                 max_chunks: keeping.max_size.map(Expiry::chunks_in),
             }),
         }
+    }
+
+    /// What a commit did, and how much was written in what time.
+    fn note_commit(&mut self, done: &Committed, now: UnixMillis) {
+        let figures = &mut self.figures;
+        figures.commits += 1;
+        figures.file_commits += u64::from(done.in_file);
+        figures.sealed_entries += done.compacted.sealed_entries;
+        figures.buckets += done.compacted.buckets;
+        figures.deleted += done.compacted.deleted_rows;
+        figures.written = done.written;
+        figures.device_written = done.device_written;
+        let since = self.committed.replace(now).map_or(0, |last| now.since(last));
+        // A step of the clock is no time that has passed.
+        let passed = u64::try_from(since).unwrap_or(0);
+        if passed <= 3_600_000 {
+            self.worn.over = self.worn.over.saturating_add(Duration::from_millis(passed));
+        }
+        figures.wear = Wear { bytes: self.worn.bytes.saturating_add(done.written), over: self.worn.over };
     }
 
     /// The file has these records now; a device that changed again meanwhile is still to be written.

@@ -99,6 +99,12 @@ impl Recent {
         }
     }
 
+    /// What all of it takes, without what the allocator adds.
+    pub fn bytes(&self) -> usize {
+        let of = |block: &Block| size_of::<Block>() + block.bytes.capacity();
+        size_of::<Self>() + self.open.bytes.capacity() + self.blocks.iter().map(|block| of(block)).sum::<usize>()
+    }
+
     /// All blocks, in order of arrival.
     pub fn blocks(&self) -> Vec<Arc<Block>> {
         let open = (self.open.entries > 0).then(|| Arc::new(self.open.clone()));

@@ -9,9 +9,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use redb::StorageBackend;
 use redb::backends::FileBackend;
-use wattd::store::file::Disk;
+use redb::{Builder, DatabaseError, StorageBackend};
+use wattd::store::disk::{Disk, Medium, log_of};
 
 /// What a backend was asked to do.
 #[derive(Debug, Default)]
@@ -70,15 +70,32 @@ impl StorageBackend for Counted {
     }
 }
 
-/// A file whose reads, writes and syncs are counted.
+/// A file whose reads, writes and syncs are counted, and those of its log.
 pub fn counted(path: PathBuf) -> (Disk, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
-    let shared = counts.clone();
-    let disk: Disk = Box::new(move |builder| {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
-        builder.create_with_backend(Counted { file: FileBackend::new(file)?, counts: shared.clone() })
-    });
-    (disk, counts)
+    (Box::new(CountedFiles { path, counts: counts.clone() }), counts)
+}
+
+struct CountedFiles {
+    path: PathBuf,
+    counts: Arc<Counts>,
+}
+
+impl CountedFiles {
+    fn file(&self, path: &Path) -> Result<Box<dyn StorageBackend>, DatabaseError> {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+        Ok(Box::new(Counted { file: FileBackend::new(file)?, counts: self.counts.clone() }))
+    }
+}
+
+impl Medium for CountedFiles {
+    fn open(&self, _: &mut Builder) -> Result<Box<dyn StorageBackend>, DatabaseError> {
+        self.file(&self.path)
+    }
+
+    fn open_log(&self) -> io::Result<Option<Box<dyn StorageBackend>>> {
+        self.file(&log_of(&self.path)).map(Some).map_err(io::Error::other)
+    }
 }
 
 /// An ext4 file system in a file, behind a loop device of its own: everything that is written to the device is ours, the

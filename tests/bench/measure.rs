@@ -9,6 +9,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Tab
 use wattd::reading::{DeviceId, Entry, Mac, Reading};
 use wattd::sim::{Feed, Load, Model, PlugSpec};
 use wattd::store::chunk::{Columns, Stored};
+use wattd::store::disk::log_of;
 use wattd::store::{self, DeviceNumber, Keeping, Order, Page, Row, Scan, Store, Tier};
 use wattd::units::{Milliwatts, UnixMillis};
 
@@ -36,6 +37,7 @@ pub fn main() {
         ["child-memory", dir] => child_memory(Path::new(dir)),
         ["child-dies", dir] => child_dies(Path::new(dir)),
         ["year"] => year(),
+        ["years"] => years(),
         _ => week(),
     }
 }
@@ -51,6 +53,13 @@ fn id(n: usize) -> DeviceId {
 
 fn open(dir: &Path) -> Store {
     Store::open(store::on_disk(store::path_in(dir)), Keeping::default()).unwrap()
+}
+
+/// A closed store with its log, into another directory.
+fn copy(from: &Path, to: &Path) {
+    let (from, to) = (store::path_in(from), store::path_in(to));
+    fs::copy(&from, &to).unwrap();
+    fs::copy(log_of(&from), log_of(&to)).unwrap();
 }
 
 /// The workload over all plugs in order of time.
@@ -127,7 +136,7 @@ fn week() {
         let store = open(&ours);
         spent[0] += timed(|| feed(&store, before, MINUTE));
     }
-    fs::copy(store::path_in(&ours), store::path_in(&base)).unwrap();
+    copy(&ours, &base);
     {
         let store = open(&ours);
         spent[0] += timed(|| feed(&store, last, MINUTE));
@@ -338,7 +347,7 @@ fn wear(report: &mut Report, dir: &Path, base: &Path, last: &[Fed]) {
     let device = || image.as_ref().map_or_else(|| disk::of_self("io", "write_bytes:"), Image::written);
     let large = dir.join("large");
     fs::create_dir_all(&large).unwrap();
-    fs::copy(store::path_in(base), store::path_in(&large)).unwrap();
+    copy(base, &large);
     grow(&store::path_in(&large), 300_000_000);
 
     let count = readings(last).count() as f64;
@@ -350,7 +359,7 @@ fn wear(report: &mut Report, dir: &Path, base: &Path, last: &[Fed]) {
         (60, &large, "_300MB", Target::AtMost(650.0)),
         (300, &large, "_300MB", Target::AtMost(200.0)),
     ] {
-        fs::copy(store::path_in(from), store::path_in(&place)).unwrap();
+        copy(from, &place);
         let (disk, counts) = disk::counted(store::path_in(&place));
         let store = Store::open(disk, Keeping::default()).unwrap();
         let (at_device, at_file) = (device(), counts.written());
@@ -439,7 +448,7 @@ fn reopening(report: &mut Report, dir: &Path, ours: &Path) {
     for (name, bytes, most) in [("20MB", 20_000_000, 50.0), ("250MB", 250_000_000, 10.0)] {
         let place = dir.join("killed");
         fs::create_dir_all(&place).unwrap();
-        fs::copy(store::path_in(ours), store::path_in(&place)).unwrap();
+        copy(ours, &place);
         grow(&store::path_in(&place), bytes);
         let mut times: Vec<f64> = (0..5)
             .map(|_| {
@@ -493,8 +502,10 @@ fn child_memory(dir: &Path) {
         }
         for tier in [Tier::QuarterHour, Tier::Hour] {
             for days in [1, 31, 400] {
-                let from = latest.plus(-days * DAY_MS);
-                smol::block_on(store.buckets(device.record.id, tier, from, latest, latest)).unwrap();
+                let mut at = Some(latest.plus(-days * DAY_MS));
+                while let Some(from) = at {
+                    at = smol::block_on(store.bucket_page(device.record.id, tier, from, latest, latest)).unwrap().next;
+                }
             }
         }
     }
@@ -534,5 +545,28 @@ fn year() {
     let size = fs::metadata(store::path_in(dir.path())).unwrap().len() as f64;
     report.add("store.year_file", size / 1e6, "MB", None, Target::None);
     report.add("store.rss_anon_20_plugs_year", memory_of(dir.path()), "MB", None, Target::AtMost(5.0));
+    report.write();
+}
+
+/// Three years of five plugs, of which single readings are kept for 90 days: the file must not grow once they begin to go.
+fn years() {
+    let mut report = Report::new("5 plugs x 60 s x 3 years, single readings kept for 90 days, fast-forwarded");
+    let dir = scratch();
+    let days = |n: u64| Some(Duration::from_secs(n * 86_400));
+    let keeping = Keeping { raw: days(90), quarter_hour: None, hour: None, max_size: None };
+    let mut sizes = Vec::new();
+    for quarter in 0..12 {
+        let store = Store::open(store::on_disk(store::path_in(dir.path())), keeping).unwrap();
+        let whole = fleet(5, 12 * 91, 60, 600);
+        let from = whole.from.plus(quarter * 91 * DAY_MS);
+        let feed = Feed { from, to: from.plus(91 * DAY_MS), ..whole };
+        smol::block_on(feed.run(&store, |_| {})).unwrap();
+        drop(store);
+        sizes.push(fs::metadata(store::path_in(dir.path())).unwrap().len() as f64 / 1e6);
+    }
+    println!("    MB after each quarter: {sizes:.1?}");
+    report.add("store.file_after_2_quarters", sizes[1], "MB", None, Target::None);
+    let peer = Some(("after half a year", sizes[1]));
+    report.add("store.file_after_3_years", sizes[11], "MB", peer, Target::Ratio(1.5));
     report.write();
 }

@@ -103,7 +103,7 @@ impl House {
     }
 
     /// The same on a disk of the test's own.
-    pub fn run_on(disk: store::file::Disk, settings: Settings, test: impl AsyncFnOnce(Rc<Self>)) {
+    pub fn run_on(disk: store::disk::Disk, settings: Settings, test: impl AsyncFnOnce(Rc<Self>)) {
         let _ = log::set_logger(&Keeper).map(|()| log::set_max_level(log::LevelFilter::Debug));
         let executor = Rc::new(LocalExecutor::new());
         let house = Self {

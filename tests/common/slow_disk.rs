@@ -5,8 +5,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use redb::StorageBackend;
-use wattd::store::file::Disk;
+use redb::{Builder, DatabaseError, StorageBackend};
+use wattd::store::disk::{Disk, Medium};
 
 #[derive(Debug, Default)]
 struct State {
@@ -28,7 +28,7 @@ pub struct SlowDisk {
 impl SlowDisk {
     /// How the store opens it.
     pub fn into_disk(self) -> Disk {
-        Box::new(move |builder| builder.create_with_backend(self.clone()))
+        Box::new(self)
     }
 
     /// Makes every sync and every read take this long.
@@ -57,6 +57,12 @@ impl SlowDisk {
     pub fn counts(&self) -> (u64, u64) {
         let state = self.state.0.lock().unwrap();
         (state.syncs, state.reads)
+    }
+}
+
+impl Medium for SlowDisk {
+    fn open(&self, _: &mut Builder) -> Result<Box<dyn StorageBackend>, DatabaseError> {
+        Ok(Box::new(self.clone()))
     }
 }
 
