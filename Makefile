@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 export BIN_WATTD ?= $(TARGET)/debug/wattd
 export BIN_PLUGSIM ?= $(TARGET)/debug/plugsim
 
-.PHONY: help build demo run test check lint unit size interop bench release install cross
+.PHONY: help build demo run test check lint unit size interop page bench release install cross
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -40,6 +40,9 @@ size: release
 
 cross: ## Static binaries for every Raspberry Pi, in dist/ (rustup or apt, and pip, as needed)
 	for pi in armv6 armv7 aarch64; do bash cross/build.sh dist $$pi && sh tests/check-size.sh dist/wattd-$$pi 3500000 || exit 1; done
+
+page: build ## The page in headless Chromium; screenshots in tests/page/out (node, npm, chromium)
+	tests/page/run
 
 interop: build ## Against programs that we did not write (npm, pip)
 	tests/interop/run

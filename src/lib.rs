@@ -8,11 +8,11 @@
 //!
 //! | level | modules |
 //! |---|---|
-//! | 0 | [`limits`], [`nearest`], [`units`] |
+//! | 0 | [`limits`], [`markup`], [`nearest`], [`units`] |
 //! | 1 | [`clock`], [`reading`], [`tariff`], [`watchdog`] |
 //! | 2 | [`config`], [`plug`], [`rollup`] |
 //! | 3 | [`poll`], [`store`] |
-//! | 5 | [`query`] |
+//! | 5 | [`chart`], [`query`] |
 //! | 6 | [`http`], [`sys`] |
 //! | 7 | [`agent`], [`doctor`] |
 //! | 8 | [`cli`] |
@@ -23,12 +23,14 @@
 #![cfg_attr(test, allow(clippy::as_conversions))]
 
 pub mod agent;
+pub mod chart;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod doctor;
 pub mod http;
 pub mod limits;
+pub mod markup;
 pub mod nearest;
 pub mod plug;
 pub mod poll;

@@ -153,6 +153,8 @@ pub const TOKEN_FILE: u64 = 4 * 1024;
 pub const DEFAULT_ROWS: usize = 100;
 /// Buckets in a page unless the request says otherwise: a chart is one page.
 pub const DEFAULT_BUCKETS: usize = 1_000;
+/// Steps of one chart: more than a screen has columns.
+pub const CHART_STEPS: i64 = 1_000;
 /// Devices named in one request.
 pub const REQUEST_DEVICES: usize = 256;
 /// The largest `offset`: deeper pages are what cursors are for.

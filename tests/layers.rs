@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// Every top-level module and its level.
 const LEVELS: &[(&str, u32)] = &[
     ("limits", 0),
+    ("markup", 0),
     ("nearest", 0),
     ("units", 0),
     ("clock", 1),
@@ -19,6 +20,7 @@ const LEVELS: &[(&str, u32)] = &[
     ("rollup", 2),
     ("poll", 3),
     ("store", 3),
+    ("chart", 5),
     ("query", 5),
     ("http", 6),
     ("sys", 6),

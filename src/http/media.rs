@@ -17,8 +17,8 @@ pub enum Media {
     Csv,
     /// A page.
     Html,
-    /// A page's style.
-    Css,
+    /// A drawing.
+    Svg,
     /// Plain text.
     Text,
     /// Bytes for a program.
@@ -34,7 +34,7 @@ impl Media {
             Self::Ndjson => "application/x-ndjson",
             Self::Csv => "text/csv; charset=utf-8; header=present",
             Self::Html => "text/html; charset=utf-8",
-            Self::Css => "text/css; charset=utf-8",
+            Self::Svg => "image/svg+xml",
             Self::Text => "text/plain; charset=utf-8",
             Self::Bytes => "application/octet-stream",
         }
@@ -47,7 +47,7 @@ impl Media {
             Self::Ndjson => &[("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl")],
             Self::Csv => &[("text", "csv")],
             Self::Html => &[("text", "html")],
-            Self::Css => &[("text", "css")],
+            Self::Svg => &[("image", "svg+xml")],
             Self::Text => &[("text", "plain")],
             Self::Bytes => &[("application", "octet-stream")],
         }

@@ -13,6 +13,7 @@ pub mod batch;
 pub mod cache;
 pub mod client;
 pub mod devices;
+pub mod drawing;
 pub mod gzip;
 mod list;
 pub mod media;
@@ -228,8 +229,9 @@ impl App {
         host: Option<&str>,
     ) -> Result<Response<Body>, Problem> {
         match route.endpoint {
-            Endpoint::Page => Ok(page::page(self)),
-            Endpoint::Style => Ok(page::style()),
+            Endpoint::Page => page::overview(self, params).await,
+            Endpoint::PlugPage => page::plug(self, params, &decode_path(rest)?).await,
+            Endpoint::Chart => drawing::svg(self, params).await,
             Endpoint::Landing => Ok(routes::landing(host, self.access.wants_token())),
             Endpoint::Health => Ok(devices::health(self)),
             Endpoint::Ready => devices::ready(self),

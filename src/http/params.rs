@@ -10,6 +10,7 @@ use hyper::StatusCode;
 use jiff::tz::TimeZone;
 
 use crate::config;
+use crate::http::drawing::Kind;
 use crate::http::media::Media;
 use crate::http::reply::{Problem, quoted};
 use crate::http::rows::TimeForm;
@@ -21,6 +22,7 @@ use crate::query::names::{NameError, Names};
 use crate::query::readings::Wanted;
 use crate::query::summary::Window;
 use crate::query::time::{self, Moment};
+use crate::query::view::Range;
 use crate::reading::DeviceId;
 use crate::rollup::Step;
 use crate::store::Order;
@@ -45,6 +47,12 @@ pub enum Param {
     Step,
     /// A span of time up to now.
     Window,
+    /// What a chart shows, up to now.
+    Range,
+    /// What a chart is of.
+    Kind,
+    /// Whether the outlets of a strip are drawn together.
+    Outlets,
     /// Where the page before ended.
     Cursor,
     /// Rows to pass over.
@@ -68,6 +76,9 @@ impl Param {
         Self::Limit,
         Self::Step,
         Self::Window,
+        Self::Range,
+        Self::Kind,
+        Self::Outlets,
         Self::Cursor,
         Self::Offset,
         Self::Format,
@@ -87,6 +98,9 @@ impl Param {
             Self::Limit => "limit",
             Self::Step => "step",
             Self::Window => "window",
+            Self::Range => "range",
+            Self::Kind => "kind",
+            Self::Outlets => "outlets",
             Self::Cursor => "cursor",
             Self::Offset => "offset",
             Self::Format => "format",
@@ -108,7 +122,10 @@ impl Param {
             Self::Fields => "Columns, comma between them, in the order wanted",
             Self::Limit => "The most rows; a stream (NDJSON, CSV) may have more than this document says",
             Self::Step => "The length of a bucket; days and months are those of the configured time zone",
-            Self::Window => "The time up to now: a span such as 15m, 24h or 7d, or today, or month",
+            Self::Window => "The time up to now: a span such as 15m, 24h or 7d, or today, week, month or year",
+            Self::Range => "What is drawn, up to now",
+            Self::Kind => "A line of power, or bars of energy",
+            Self::Outlets => "A strip's outlets in one chart, or each in its own",
             Self::Cursor => "`next` of the page before, unchanged",
             Self::Offset => "Rows to pass over; deeper pages are what `cursor` is for",
             Self::Format => "In place of Accept",
@@ -131,6 +148,9 @@ impl Param {
             Self::Time => json!({"type": "string", "enum": ["rfc3339", "ms"]}),
             Self::Start | Self::End => json!({"type": "string", "examples": ["-24h", "2026-11-23T00:00:00Z", "now"]}),
             Self::Window => json!({"type": "string", "examples": ["1h", "today"]}),
+            Self::Range => json!({"type": "string", "enum": Range::WORDS.map(|(word, _)| word)}),
+            Self::Kind => json!({"type": "string", "enum": Kind::WORDS.map(|(word, _)| word)}),
+            Self::Outlets => json!({"type": "string", "enum": ["together", "apart"]}),
             Self::MaxAge => json!({"type": "string", "examples": ["2s"]}),
             Self::Fields | Self::Cursor => json!({"type": "string"}),
         }
@@ -249,6 +269,43 @@ impl Params {
     pub fn step(&self) -> Result<Step, Problem> {
         let words = [("15m", Step::QuarterHour), ("1h", Step::Hour), ("1d", Step::Day), ("1mo", Step::Month)];
         Ok(self.word(Param::Step, &words)?.unwrap_or(Step::Hour))
+    }
+
+    /// The length of a bucket, when the request says it.
+    ///
+    /// # Errors
+    /// 400 for any other word.
+    pub fn given_step(&self) -> Result<Option<Step>, Problem> {
+        if self.one(Param::Step).is_some() { self.step().map(Some) } else { Ok(None) }
+    }
+
+    /// What a chart shows: 24 hours unless the request says otherwise.
+    ///
+    /// # Errors
+    /// 400 for any other word.
+    pub fn range(&self) -> Result<Range, Problem> {
+        Ok(self.word(Param::Range, &Range::WORDS)?.unwrap_or(Range::Day))
+    }
+
+    /// What a chart is of: power unless the request says otherwise.
+    ///
+    /// # Errors
+    /// 400 for any other word.
+    pub fn kind(&self) -> Result<Kind, Problem> {
+        Ok(self.word(Param::Kind, &Kind::WORDS)?.unwrap_or(Kind::Power))
+    }
+
+    /// Whether each outlet of a strip has a chart of its own.
+    ///
+    /// # Errors
+    /// 400 for any other word.
+    pub fn apart(&self) -> Result<bool, Problem> {
+        Ok(self.word(Param::Outlets, &[("together", false), ("apart", true)])?.unwrap_or(false))
+    }
+
+    /// What the request calls the devices that it names.
+    pub fn device_names(&self) -> impl Iterator<Item = &str> {
+        self.all(Param::Device)
     }
 
     /// The window up to now.

@@ -18,8 +18,10 @@ use crate::query::field::{BucketField, Field, Told, tell};
 pub enum Endpoint {
     /// The page for people.
     Page,
-    /// Its style.
-    Style,
+    /// The page of one plug.
+    PlugPage,
+    /// A chart as a drawing.
+    Chart,
     /// The list of paths.
     Landing,
     /// Alive.
@@ -156,16 +158,18 @@ pub const ROUTES: &[Route] = &[
         path: "/",
         endpoint: Endpoint::Page,
         about: "The page for people",
+        params: &[&[Param::Range]],
         media: &[Media::Html],
         reply: Reply::Other(Media::Html),
         ..Route::USUAL
     },
     Route {
-        path: "/style.css",
-        endpoint: Endpoint::Style,
-        about: "Its style",
-        basis: Basis::Program,
-        reply: Reply::Other(Media::Css),
+        path: "/plug/{id}",
+        endpoint: Endpoint::PlugPage,
+        about: "The page of one plug or outlet",
+        params: &[&[Param::Range, Param::Outlets]],
+        media: &[Media::Html],
+        reply: Reply::Other(Media::Html),
         ..Route::USUAL
     },
     Route { path: "/api/v1/", about: "Every path as a line to copy", ..Route::USUAL },
@@ -255,6 +259,17 @@ pub const ROUTES: &[Route] = &[
         reply: Reply::Rows { list: "devices", columns: || tell(BucketField::OF_SUMMARY), next: false },
         basis: Basis::Now,
         examples: &[("/api/v1/summary?window=1h", "who used what in the last hour; or 24h, 7d, today, month")],
+        ..Route::USUAL
+    },
+    Route {
+        path: "/api/v1/chart.svg",
+        endpoint: Endpoint::Chart,
+        about: "Power or energy as a drawing, for dashboards and e-mails",
+        params: &[&[Param::Device, Param::Range, Param::Kind, Param::Step]],
+        media: &[Media::Svg],
+        reply: Reply::Other(Media::Svg),
+        basis: Basis::Now,
+        examples: &[("/api/v1/chart.svg?device=ID&range=7d&kind=energy", "a chart; kind=power (the usual) or energy")],
         ..Route::USUAL
     },
     Route {

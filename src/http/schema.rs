@@ -75,11 +75,16 @@ fn object<'a>(members: impl Iterator<Item = (&'a str, Value)>, required: &[&str]
 pub fn rows(list: &str, columns: &[Told], next: bool) -> Value {
     let row = object(columns.iter().map(|column| (column.name, cell(column))), &[]);
     let rows = json!({"type": "array", "items": row});
+    // What costs are in, and the window's standing charge, where a tariff is set.
+    let priced = columns.iter().any(|column| column.name == "cost");
+    let currency = priced.then(|| ("currency", json!({"type": "string", "description": "of costs: ISO 4217"})));
+    let charge = json!({"type": "number", "minimum": 0, "description": "of the window, part of no device's cost"});
+    let tariff = currency.into_iter().chain((priced && !next).then_some(("standing_charge", charge)));
     if !next {
-        return object([(list, rows)].into_iter(), &[list]);
+        return object(tariff.chain([(list, rows)]), &[list]);
     }
     let cursor = json!({"type": ["string", "null"], "description": "the `cursor` of the next page"});
-    object([(list, rows), ("next", cursor)].into_iter(), &[list, "next"])
+    object(tariff.chain([(list, rows), ("next", cursor)]), &[list, "next"])
 }
 
 fn cell(column: &Told) -> Value {

@@ -13,3 +13,4 @@ pub mod readings;
 pub mod rollups;
 pub mod summary;
 pub mod time;
+pub mod view;

@@ -10,7 +10,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan};
 
 use crate::clock::Now;
 use crate::limits;
@@ -45,8 +47,12 @@ pub enum Window {
     Last(i64),
     /// The civil day under way.
     Today,
+    /// The week under way, from Monday on.
+    Week,
     /// The civil month under way.
     Month,
+    /// The civil year under way.
+    Year,
 }
 
 /// A text that names no window.
@@ -60,7 +66,7 @@ impl fmt::Display for NotAWindow {
         if let Some(nearest) = self.nearest {
             write!(f, "did you mean {nearest}? ")?;
         }
-        f.write_str("A window is a span up to now, such as 90s, 15m, 1h, 7d, 4w (at most 36525d), or today, or month")
+        f.write_str("A window is a span up to now, such as 90s, 15m, 1h, 7d, 4w (at most 36525d), or today, week, month or year")
     }
 }
 
@@ -77,11 +83,13 @@ impl Window {
     pub fn parse(text: &str) -> Result<Self, NotAWindow> {
         match text {
             "today" => Ok(Self::Today),
+            "week" => Ok(Self::Week),
             "month" => Ok(Self::Month),
+            "year" => Ok(Self::Year),
             span => {
                 let span = time::parse_span(span).ok().filter(|span| (1..=LONGEST_MS).contains(span));
                 span.map(Self::Last).ok_or_else(|| {
-                    let known = ["today", "month", "90s", "15m", "1h", "24h", "7d", "4w"];
+                    let known = ["today", "week", "month", "year", "90s", "15m", "1h", "24h", "7d", "4w"];
                     NotAWindow { nearest: known.into_iter().find(|known| nearest(text, [*known]).is_some()) }
                 })
             }
@@ -96,10 +104,23 @@ impl Window {
             Self::Last(span) if span < EXACT_BELOW_MS => now.plus(-span),
             Self::Last(span) => quarter_hour(now.plus(-span)),
             Self::Today => civil(Step::Day),
+            Self::Week => civil_start(zone, now, |date| {
+                date.checked_sub(i64::from(date.weekday().to_monday_zero_offset()).days())
+            }),
             Self::Month => civil(Step::Month),
+            Self::Year => civil_start(zone, now, |date| Ok(date.first_of_year())),
         };
         Period { start, end: now }
     }
+}
+
+/// The first moment of the date that `first` makes of today's.
+fn civil_start(zone: &TimeZone, now: UnixMillis, first: impl Fn(Date) -> Result<Date, jiff::Error>) -> UnixMillis {
+    let today = zone.to_datetime(Timestamp::from_millisecond(now.get()).unwrap_or(Timestamp::UNIX_EPOCH)).date();
+    // By noon, which every day has; the day's own first moment is found from there.
+    let noon = first(today).and_then(|date| zone.to_timestamp(date.at(12, 0, 0, 0)));
+    let noon = UnixMillis::new(noon.map_or(now.get(), |noon| noon.as_millisecond()));
+    periods(Step::Day, zone, noon, noon.plus(1)).next().map_or(now, |day| day.start)
 }
 
 /// A device and what is known of it now.
@@ -350,7 +371,9 @@ mod tests {
             ("24h", "2026-11-22T08:44:34.120Z"),
             ("7d", "2026-11-16T08:30:00.000Z"),
             ("today", "2026-11-22T23:00:00.000Z"),
+            ("week", "2026-11-22T23:00:00.000Z"),
             ("month", "2026-10-31T23:00:00.000Z"),
+            ("year", "2025-12-31T23:00:00.000Z"),
             ("36525d", "1970-01-01T00:00:00.000Z"),
         ] {
             let span = Window::parse(text).unwrap().span(&berlin, NOW);
