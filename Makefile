@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 export BIN_WATTD ?= $(TARGET)/debug/wattd
 export BIN_PLUGSIM ?= $(TARGET)/debug/plugsim
 
-.PHONY: help build demo run test check lint unit size interop page bench release install cross
+.PHONY: help build demo run test check lint unit size interop page bench release install cross texts deb deb-amd64 test-systemd test-arm smoke-arm
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -39,7 +39,27 @@ size: release
 	sh tests/check-size.sh $(TARGET)/release/wattd
 
 cross: ## Static binaries for every Raspberry Pi, in dist/ (rustup or apt, and pip, as needed)
-	for pi in armv6 armv7 aarch64; do bash cross/build.sh dist $$pi && sh tests/check-size.sh dist/wattd-$$pi 3500000 || exit 1; done
+	for pi in armv6 armv7 aarch64; do bash cross/build.sh dist $$pi || exit 1; done
+
+texts:
+	$(CARGO) run --quiet --locked --example texts -- dist/texts
+
+deb-amd64: texts release
+	sh systemd/deb/build.sh deb amd64 $(TARGET)/release/wattd dist/texts
+
+deb: cross deb-amd64 ## Packages for Debian and Raspberry Pi OS, and a tarball for ARMv7, in dist/
+	sh systemd/deb/build.sh deb armhf dist/wattd-armv6 dist/texts
+	sh systemd/deb/build.sh deb arm64 dist/wattd-aarch64 dist/texts
+	sh systemd/deb/build.sh tar armv7 dist/wattd-armv7 dist/texts
+
+test-arm: smoke-arm ## Unit tests for ARM, and the release binaries' main job, under qemu-user (after make cross)
+	for pi in armv6 armv7; do bash cross/build.sh test $$pi --locked --lib || exit 1; done
+
+smoke-arm: build
+	for pi in armv6 armv7 aarch64; do tests/smoke-arm.sh $$pi || exit 1; done
+
+test-systemd: deb-amd64 build ## The package under a real systemd, in a container (as root; apt)
+	tests/systemd/run dist/wattd_$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)-1_amd64.deb $(BIN_PLUGSIM)
 
 page: build ## The page in headless Chromium; screenshots in tests/page/out (node, npm, chromium)
 	tests/page/run
@@ -54,6 +74,4 @@ bench: ## What store and agent cost: bytes, memory, CPU, latency; in target/benc
 
 install: ## Into /usr/local, with the systemd unit (as root, after make release)
 	@test -x $(TARGET)/release/wattd || { echo 'run make release first, as yourself' >&2; exit 1; }
-	install -Dm755 $(TARGET)/release/wattd $(DESTDIR)/usr/local/bin/wattd
-	install -Dm644 systemd/wattd.service $(DESTDIR)/etc/systemd/system/wattd.service
-	test -e $(DESTDIR)/etc/wattd/wattd.toml || install -Dm644 systemd/wattd.toml $(DESTDIR)/etc/wattd/wattd.toml
+	sh systemd/install.sh $(TARGET)/release/wattd

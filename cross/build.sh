@@ -5,6 +5,7 @@
 #   build.sh build armv6|armv7|aarch64 [cargo args...]    static (musl) release binaries; prints their paths
 #   build.sh test  armv6|...           [cargo args...]    cargo test, executed under qemu-user
 #   build.sh run   armv6|... BINARY    [args...]          run a built binary under qemu-user
+#   build.sh qemu  armv6|...                              say how such a binary is run
 #   build.sh verify armv6|... BINARY                      static? hard float? right CPU level? 16 KiB pages?
 #   build.sh plan  armv6|...                              say which way would be used, build nothing
 #
@@ -197,17 +198,19 @@ compile() { # compile CARGO_ARGS...
   else cargo-zigbuild zigbuild --release $JOBS --target "$T" "$@"; fi
 }
 
-[ $# -ge 2 ] || { sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//'; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//'; exit 2; }
 cmd=$1; target "$2"; shift 2
 case $cmd in
   plan)   choose; say "$T: std=$HOW link=$LINK compiler=$(rustc -V)" ;;
   build)  prepare; compile "$@"
           find "$CARGO_TARGET_DIR/$T/release" -maxdepth 1 -type f -perm -u+x ! -name '*.so' | while read -r b; do verify "$b"; echo "$b"; done ;;
   dist)   prepare; compile --locked --bin wattd; verify "$CARGO_TARGET_DIR/$T/release/wattd"
-          mkdir -p dist; install -m 755 "$CARGO_TARGET_DIR/$T/release/wattd" "dist/wattd-$NAME" ;;
+          mkdir -p dist; install -m 755 "$CARGO_TARGET_DIR/$T/release/wattd" "dist/wattd-$NAME"
+          size=$(stat -c %s "dist/wattd-$NAME"); [ "$size" -le 3500000 ] || say "dist/wattd-$NAME is over the goal of 3,500,000 bytes" ;;
   test)   prepare; get_qemu; export "CARGO_TARGET_${V}_RUNNER=$Q -cpu $QCPU"
           if [ "$LINK" = lld ]; then cargo test $JOBS --target "$T" "$@"
           else cargo-zigbuild test $JOBS --target "$T" "$@"; fi ;;
+  qemu)   mkdir -p "$D"; get_qemu; echo "$Q -cpu $QCPU" ;;
   run)    get_qemu; exec "$Q" -cpu "$QCPU" "$@" ;;
   verify) verify "$1" ;;
   *) die "unknown command $cmd" ;;
