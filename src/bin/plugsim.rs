@@ -2,6 +2,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::as_conversions)]
 #![deny(clippy::disallowed_methods)]
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -14,11 +15,13 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::json;
 use smol::stream::StreamExt;
 use wattd::clock::{Clock, SystemClock};
-use wattd::sim::{Feed, Fleet, FleetSpec, Order, Pace, PlugView};
+use wattd::sim::{Feed, Fleet, FleetSpec, Ledger, Order, Pace, PlugView};
 use wattd::store::{self, Keeping, Store};
 
 /// The longest line of orders that is read; a longer one ends the reading.
 const LINE: u64 = 4_096;
+/// Served readings that are remembered, for the list: two of each outlet of a few hundred plugs.
+const LEDGER: usize = 4_096;
 /// Where a frozen fleet stands: every kettle boils then.
 const FROZEN_AT: Duration = Duration::from_secs(60);
 
@@ -172,6 +175,7 @@ fn run(matches: &ArgMatches) -> io::Result<()> {
     };
     spec.port = value(matches, "port")?;
     spec.http_port = value(matches, "http-port")?;
+    spec.ledger = LEDGER;
     spec.pace =
         if matches.get_flag("frozen") { Pace::Frozen(FROZEN_AT) } else { Pace::Times(value(matches, "speed")?) };
     let fleet = Arc::new(Fleet::start(spec)?);
@@ -240,7 +244,8 @@ fn print(text: &str) -> io::Result<()> {
 fn list(fleet: &Fleet, is_json: bool) -> String {
     let plugs = fleet.plugs();
     if is_json {
-        let plugs: Vec<_> = plugs.iter().map(as_json).collect();
+        let ledger = fleet.ledger();
+        let plugs: Vec<_> = plugs.iter().map(|plug| as_json(plug, &ledger)).collect();
         return format!(
             "{}\n",
             json!({"plugs": plugs, "discovery": fleet.discovery(), "port": fleet.port(), "http_port": fleet.http_port()})
@@ -272,15 +277,25 @@ fn names(plug: &PlugView) -> Vec<String> {
     plug.loads.iter().map(ToString::to_string).collect()
 }
 
-fn as_json(plug: &PlugView) -> serde_json::Value {
+fn as_json(plug: &PlugView, ledger: &Ledger) -> serde_json::Value {
     let seen = plug.counters;
+    // The last that was served of each outlet.
+    let of_plug = ledger.iter().map(|served| served.reading).filter(|reading| reading.device.plug == plug.mac);
+    let last: BTreeMap<_, _> = of_plug.map(|reading| (reading.device, reading)).collect();
+    let served = last.values().map(|reading| {
+        json!({
+            "device": reading.device.to_string(), "power_mw": reading.power.get(), "voltage_mv": reading.voltage.get(),
+            "current_ma": reading.current.get(), "counter_wh": reading.counter.get() / 1_000,
+        })
+    });
     json!({
         "plug": plug.index + 1, "address": plug.address, "id": plug.mac.to_string(), "model": plug.model.name(),
         "label": plug.model.label(), "alias": plug.alias, "has_meter": plug.model.meter().is_some(),
         "outlets": plug.model.children(), "loads": names(plug), "fault": plug.fault.map(|fault| fault.to_string()),
         "connections": seen.connections, "max_connections": seen.max_connections, "requests": seen.requests,
         "datagrams": seen.datagrams, "max_in_flight": seen.max_in_flight, "split_requests": seen.split_requests,
-        "writes_seen": seen.writes_seen, "protocol": plug.protocol.name(), "handshakes": seen.handshakes,
+        "writes_seen": seen.writes_seen, "protocol": plug.protocol.name(),
+        "served": served.collect::<Vec<_>>(), "handshakes": seen.handshakes,
         "logins_refused": seen.logins_refused, "closest_s": seen.closest.map(|gap| gap.as_secs_f64()),
     })
 }

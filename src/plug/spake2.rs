@@ -272,6 +272,11 @@ mod tests {
         assert!(short.is_short());
         assert_eq!(short.encoded(Form::Whole).len(), 32);
         assert_eq!(short.encoded(Form::Minimal), [5, 6]);
+        let (x, y, context) = (scalar(&[7]), scalar(&[8]), Context { text: b"", prover: b"", verifier: b"" });
+        let verifier =
+            |form| verify(&short, &short.record(), form, &y, context, &prover_share(&short, &x).unwrap()).unwrap();
+        let prover = prove(&short, Form::Minimal, &x, context, &verifier_share(&short, &y).unwrap()).unwrap();
+        assert!(verifier(Form::Minimal).is_proof(&prover.confirm) && !verifier(Form::Whole).is_proof(&prover.confirm));
     }
 
     #[test]

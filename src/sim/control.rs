@@ -34,7 +34,8 @@ impl Order {
                             glitch counter-reset restart:S
                             over HTTP also: reset-reused session-lost no-session
                             wrong-signature wrong-password locked local-off no-batch
-                            silent-batch clock-unset slow-clock plain-inner asleep
+                            silent-batch short-pages clock-unset slow-clock
+                            plain-inner asleep
 clear PLUG                  behave again
 move PLUG ADDRESS           listen on another loopback address
 speak PLUG PROTOCOL         take other firmware: iot-xor iot-klap, or smart-klap

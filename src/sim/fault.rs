@@ -61,6 +61,8 @@ pub enum Fault {
     NoBatch,
     /// Never answers a batch.
     SilentBatch,
+    /// Lists its outlets in pages of four instead of ten.
+    ShortPages,
     /// Its clock was never set: it is the year 2000 there, and some methods fail of it.
     ClockUnset,
     /// Never answers what time it is.
@@ -73,7 +75,7 @@ pub enum Fault {
 
 impl Fault {
     /// One of each, for tests that try them all.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Silence,
         Self::Refuse,
         Self::Close,
@@ -99,6 +101,7 @@ impl Fault {
         Self::LocalOff,
         Self::NoBatch,
         Self::SilentBatch,
+        Self::ShortPages,
         Self::ClockUnset,
         Self::SlowClock,
         Self::PlainInner,
@@ -143,6 +146,7 @@ impl Fault {
             Self::LocalOff => "local-off",
             Self::NoBatch => "no-batch",
             Self::SilentBatch => "silent-batch",
+            Self::ShortPages => "short-pages",
             Self::ClockUnset => "clock-unset",
             Self::SlowClock => "slow-clock",
             Self::PlainInner => "plain-inner",

@@ -21,7 +21,7 @@ use crate::units::{MilliwattHours, Milliwatts};
 const BATCH: usize = 16;
 /// Children in one page.
 const PAGE: usize = 10;
-/// The same for a model that shows that pages are not always of ten.
+/// The same under [`Fault::ShortPages`].
 const SHORT_PAGE: usize = 4;
 
 /// The JSON reply to a JSON request; `None` when nothing is ever said.
@@ -129,6 +129,9 @@ impl Asked {
                 "time_diff": 0, "region": "UTC",
             })),
             "get_emeter_data" if has_emeter(plug.model, self.outlet) => self.emeter_data(plug),
+            "get_emeter_vgain_igain" if has_emeter(plug.model, self.outlet) => {
+                Ok(json!({"vgain": 125_922, "igain": 11_369}))
+            }
             "get_energy_usage" if self.has_energy(plug) => self.energy_usage(plug),
             "get_current_power" if self.has_energy(plug) && plug.model != Model::P110V1 => {
                 let reading = self.read(plug, true);
@@ -140,7 +143,7 @@ impl Asked {
             "get_child_device_list" if is_strip && self.outlet.is_none() => {
                 let start = start_index(params)?;
                 let all: Vec<_> = (0..usize::from(plug.model.children())).map(|n| self.child_info(plug, n)).collect();
-                let page = if plug.model == Model::P316m { SHORT_PAGE } else { PAGE };
+                let page = if self.fault == Some(Fault::ShortPages) { SHORT_PAGE } else { PAGE };
                 let page: Vec<_> = all.iter().skip(start).take(page).collect();
                 Ok(json!({"child_device_list": page, "start_index": start, "sum": all.len()}))
             }
@@ -418,7 +421,7 @@ impl Asked {
             "slot_number": plug.model.children(), "nickname": Base64::encode_string(outlet.alias.as_bytes()),
             "device_on": outlet.relay == Relay::On, "on_time": outlet.on_time(self.now), "fw_ver": plug.model.firmware(),
             "hw_ver": plug.model.hardware(), "model": short_label(plug.model), "mac": mac(plug).replace('-', ""),
-            "category": "plug.powerstrip.sub-plug", "type": kind(plug.model), "hw_id": "", "fw_id": "", "oem_id": "",
+            "category": "plug.powerstrip.sub-plug", "is_usb": false, "type": kind(plug.model), "hw_id": "", "fw_id": "", "oem_id": "",
             "bind_count": 1, "lang": "en_US", "region": "UTC", "status_follow_edge": true, "avatar": "plug",
             "has_set_location_info": false, "auto_off_status": "off", "auto_off_remain_time": 0,
             "default_states": {"type": "last_states", "state": {}}, "overheat_status": "normal",
@@ -558,7 +561,7 @@ mod tests {
         let mut ids = Vec::new();
         loop {
             let request = json!({"method": "get_child_device_list", "params": {"start_index": ids.len()}});
-            let answer = ask(&mut strip, &request);
+            let answer = asked_under(&mut strip, &request, Some(Fault::ShortPages)).unwrap();
             let page = answer["result"]["child_device_list"].as_array().unwrap();
             if page.is_empty() {
                 break;
