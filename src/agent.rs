@@ -18,12 +18,15 @@ use smol::stream::{Stream, StreamExt as _};
 use smol::{LocalExecutor, Task};
 
 use crate::clock::{self, Clock, Now, within};
-use crate::config::{Config, Keep, Loaded};
+use crate::config::{Account, Config, Keep, Loaded};
 use crate::http::access::{Access, Secret, own_host_name};
 use crate::http::cache::Cache;
 use crate::http::{self, App};
 use crate::limits;
-use crate::plug::{Patience, Transport, discovery};
+use crate::plug::discovery::{self, Ports};
+use crate::plug::keyring::Keyring;
+use crate::plug::session::Credentials;
+use crate::plug::{Patience, Transport};
 use crate::poll::backoff::Pauses;
 use crate::poll::fleet::{Fleet, Presence};
 use crate::poll::requests::Requests;
@@ -43,8 +46,8 @@ pub struct Outside<T> {
     pub clock: Rc<dyn Clock>,
     /// The way to plugs.
     pub transport: Rc<T>,
-    /// The port that plugs listen on.
-    pub plug_port: u16,
+    /// The ports that plugs listen on.
+    pub ports: Ports,
     /// Where jitter comes from.
     pub seed: u64,
 }
@@ -82,6 +85,18 @@ pub enum AgentError {
         /// Why.
         source: io::Error,
     },
+    /// The password of the account cannot be read, or is missing.
+    Password {
+        /// The file it should be in.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is an account's name without a password, or the other way round.
+    HalfAnAccount {
+        /// The key that is missing.
+        missing: &'static str,
+    },
     /// The disk did not take the last commit in time.
     StopTimeout {
         /// Readings that were lost.
@@ -118,6 +133,11 @@ impl fmt::Display for AgentError {
                 path.display()
             ),
             Self::Token { path, source } => write!(f, "http.token_file {}: {source}", path.display()),
+            Self::Password { path, source } => write!(f, "account.password_file {}: {source}", path.display()),
+            Self::HalfAnAccount { missing } => write!(
+                f,
+                "[account] lacks `{missing}`; plugs with a login want both the account's e-mail address and its password"
+            ),
             Self::StopTimeout { pending } => write!(f, "the disk did not take the last {pending} readings in time"),
             Self::System(error) => write!(f, "{error}"),
         }
@@ -127,9 +147,12 @@ impl fmt::Display for AgentError {
 impl std::error::Error for AgentError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::DataDir { source, .. } | Self::Listen { source, .. } | Self::Token { source, .. } => Some(source),
+            Self::DataDir { source, .. }
+            | Self::Listen { source, .. }
+            | Self::Token { source, .. }
+            | Self::Password { source, .. } => Some(source),
             Self::Store(error) | Self::StoreFile { source: error, .. } => Some(error),
-            Self::StopTimeout { .. } => None,
+            Self::StopTimeout { .. } | Self::HalfAnAccount { .. } => None,
             Self::System(error) => Some(error),
         }
     }
@@ -156,6 +179,8 @@ pub struct Agent<T> {
     requests: Requests,
     /// What takes the readings. It holds those that wait for the clock, so a reload keeps it.
     recorder: Rc<Recorder>,
+    /// What opens plugs that want a login.
+    keys: Rc<Keyring>,
 }
 
 /// Where HTTP is served, and to whom.
@@ -243,6 +268,7 @@ where
         outside: Outside<T>,
         executor: Rc<LocalExecutor<'static>>,
     ) -> Result<Self, AgentError> {
+        let keys = Rc::new(Keyring::new(account(&config)?));
         let open = Store::open(disk, keeping(&config));
         let store = open.map_err(|source| AgentError::StoreFile { path: store::path_in(&config.data_dir), source })?;
         match config.journal_dir.as_deref().map(|dir| store.keep_journal(dir)) {
@@ -265,17 +291,19 @@ where
             newest: store.newest_time(),
         };
         let (requests, recorder) = (Requests::default(), Rc::new(recorder));
-        Ok(Self { config, outside, executor, store, fleet, ready: Rc::default(), requests, recorder })
+        let ready = Rc::default();
+        Ok(Self { config, outside, executor, store, fleet, ready, requests, recorder, keys })
     }
 
     /// Starts asking plugs. Ends when the returned task is dropped; the pulse tells that it goes on.
     pub async fn start_polling(&self) -> (Task<()>, Pulse) {
-        let discovery = discovery::open(self.outside.plug_port).await;
+        let discovery = discovery::open(self.outside.ports).await;
         let discovery = discovery.inspect_err(|error| log::error!("no plugs can be looked for: {error}")).ok();
         let world = World {
             executor: self.executor.clone(),
             clock: self.outside.clock.clone(),
             transport: self.outside.transport.clone(),
+            keys: self.keys.clone(),
             fleet: self.fleet.clone(),
             sink: self.recorder.clone(),
             requests: self.requests.clone(),
@@ -298,7 +326,7 @@ where
             patience: Patience { exchange: poll.timeout, poll: limits::POLL_BUDGET },
             discover_every: discovery.enabled.then_some(discovery.every),
             targets: discovery.targets.clone(),
-            port: self.outside.plug_port,
+            port: self.outside.ports.iot,
             pinned: plugs.iter().map(|plug| (plug.address, plug.name.clone())).collect(),
             seed: self.outside.seed,
         }
@@ -387,13 +415,15 @@ where
                 Some(Order::Stop(reason)) => return Err(reason),
                 Some(Order::Reload(loaded)) => match *loaded {
                     Err(problems) => problems.to_string(),
-                    Ok(Loaded { config, warnings, .. }) => match open_door(&config, Some(door)).await {
-                        Err(error) => error.to_string(),
-                        Ok(door) => {
-                            warnings.iter().for_each(|warning| log::warn!("{warning}"));
-                            return Ok((config, door));
+                    Ok(Loaded { config, warnings, .. }) => {
+                        match (account(&config), open_door(&config, Some(door)).await) {
+                            (Err(error), _) | (_, Err(error)) => error.to_string(),
+                            (Ok(_), Ok(door)) => {
+                                warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                                return Ok((config, door));
+                            }
                         }
-                    },
+                    }
                 },
             };
             for line in refused.lines() {
@@ -416,6 +446,9 @@ where
         (new.data_dir, new.journal_dir, new.retention) = (old.data_dir, old.journal_dir, old.retention);
         if new.log != old.log {
             sys::start_log(&new.log.level, crate::config::stderr_is_journal());
+        }
+        if let Ok(account) = account(new) {
+            self.keys = Rc::new(Keyring::new(account)); // read anew: the password's file may have changed
         }
         let fixed: Vec<_> = fixed.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect();
         let mut news = "the new settings are in force".to_owned();
@@ -566,6 +599,27 @@ pub fn token(config: &Config) -> Result<Option<Secret>, AgentError> {
         text.map(Secret::new).map_err(|source| AgentError::Token { path: path.clone(), source })
     };
     config.http.token_file.as_ref().map(read).transpose()
+}
+
+/// The account that the configuration names, with the password from its file. None when nothing is said of one.
+///
+/// # Errors
+/// [`AgentError::Password`] when the file cannot be read or is empty, [`AgentError::HalfAnAccount`].
+pub fn account(config: &Config) -> Result<Option<Credentials>, AgentError> {
+    let Account { username, password_file } = &config.account;
+    match (username, password_file) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(AgentError::HalfAnAccount { missing: "username" }),
+        (Some(_), None) => Err(AgentError::HalfAnAccount { missing: "password_file" }),
+        (Some(username), Some(path)) => {
+            // Passwords may begin or end with blanks; only the end of the line is not theirs.
+            let password = read_short(path).and_then(|text| match text.trim_end_matches(['\n', '\r']) {
+                "" => Err(io::Error::other("the file is empty; write the account's password into it")),
+                password => Ok(Credentials::new(username, password)),
+            });
+            password.map(Some).map_err(|source| AgentError::Password { path: path.clone(), source })
+        }
+    }
 }
 
 /// A file that should hold a line: no more than a few are read, whatever it is.

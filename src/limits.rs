@@ -19,6 +19,8 @@ pub const CONFIG_TEXT: usize = 4_096;
 pub const XOR_PAYLOAD: usize = 64 * 1024;
 /// The longest body of a plug's HTTP reply. Real ones stay below 16 KiB.
 pub const HTTP_PLUG_BODY: usize = 64 * 1024;
+/// The longest head of a plug's HTTP reply. Real ones have some 200 bytes.
+pub const HTTP_PLUG_HEAD: usize = 8 * 1024;
 /// The longest session cookie believed. Real ones have 45 bytes with name and timeout.
 pub const COOKIE: usize = 256;
 /// PBKDF2 rounds that a plug may ask for. Real ones ask for 3,000, a tenth of a second on the smallest Pi.
@@ -27,6 +29,15 @@ pub const PBKDF2_ITERATIONS: u32 = 20_000;
 pub const TPAP_SALT: usize = 64;
 /// Logins within one poll, after a plug has forgotten its session. Some forget it right after a login, once or twice.
 pub const LOGINS_A_POLL: u32 = 3;
+/// Time between two logins of one poll.
+pub const LOGIN_SPACING: Duration = Duration::from_secs(1);
+/// Requests of one login at most. The longest has three.
+pub const LOGIN_STEPS: u32 = 8;
+/// How long a session is used whose plug does not say how long it lasts.
+pub const SESSION_TIME: Duration = Duration::from_secs(86_400);
+/// The pause before a new connection to a plug that has closed the one before: some (P100) close after every reply and
+/// refuse for a moment.
+pub const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
 /// How long a plug that has locked itself after wrong passwords is left alone: it locks for half an hour.
 pub const LOCKED_OUT: Duration = Duration::from_secs(1_800);
 /// The longest UDP datagram read.

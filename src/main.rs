@@ -11,7 +11,8 @@ use wattd::cli::args::{self, Probing, Rounds, Verb};
 use wattd::cli::{Outcome, backup, check, config, discover, doctor, export, once, read};
 use wattd::clock::{Clock, SystemClock};
 use wattd::config::{Config, Loaded, Problems};
-use wattd::plug::{Tcp, xor};
+use wattd::plug::Tcp;
+use wattd::plug::discovery::Ports;
 use wattd::sys::supervisor::Supervisor;
 use wattd::{store, sys};
 
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         (Verb::ConfigShow(format), loaded) => config::show(&loaded, format),
         (Verb::ConfigCheck, loaded) => config::check(&loaded),
         (Verb::Doctor(format), loaded) => {
-            smol::block_on(doctor::run(&loaded, &SystemClock::start(), xor::PORT, format))
+            smol::block_on(doctor::run(&loaded, &SystemClock::start(), Ports::REAL, format))
         }
         (_, Err(problems)) => config::refused(&problems),
         (Verb::Check(format), Ok(loaded)) => check::run(&loaded.config.data_dir, format),
@@ -32,12 +33,12 @@ fn main() -> ExitCode {
         }
         (Verb::Restore { file, existing }, Ok(loaded)) => backup::restore(&loaded.config.data_dir, &file, existing),
         (Verb::Run(rounds), Ok(loaded)) => run(loaded, rounds, read),
-        (Verb::Discover { probing: Probing::DryRun, .. }, Ok(loaded)) => discover::dry_run(&loaded.config, xor::PORT),
+        (Verb::Discover { probing: Probing::DryRun, .. }, Ok(loaded)) => discover::dry_run(&loaded.config, Ports::REAL),
         (Verb::Discover { format, .. }, Ok(loaded)) => {
-            smol::block_on(discover::run(&loaded.config, &SystemClock::start(), xor::PORT, format))
+            smol::block_on(discover::run(&loaded.config, &SystemClock::start(), Ports::REAL, format))
         }
         (Verb::Read { host, format, route }, Ok(loaded)) => {
-            smol::block_on(read::run(&loaded.config, &SystemClock::start(), xor::PORT, &host, route, format))
+            smol::block_on(read::run(&loaded.config, &SystemClock::start(), Ports::REAL, &host, route, format))
         }
         (Verb::Export(wanted), Ok(loaded)) => {
             let clock = Rc::new(SystemClock::start());
@@ -81,7 +82,7 @@ fn run_agent(
     let clock = Rc::new(SystemClock::start());
     let disk = store::on_disk(store::path_in(&config.data_dir));
     let seed = u64::from(std::process::id()) ^ clock.wall().get().cast_unsigned();
-    let outside = Outside { clock: clock.clone(), transport: Rc::new(Tcp), plug_port: xor::PORT, seed };
+    let outside = Outside { clock: clock.clone(), transport: Rc::new(Tcp), ports: Ports::REAL, seed };
     let executor = Rc::new(smol::LocalExecutor::new());
     let agent = Agent::new(config, disk, outside, executor.clone())?;
     smol::block_on(executor.run(async {

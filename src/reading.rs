@@ -156,21 +156,26 @@ pub type Label = Text<48>;
 pub type ChildId = Text<48>;
 
 /// How a plug is spoken to: its payload dialect and what carries it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// Stored by number: new ones are added at the end, and none is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Protocol {
     /// IOT JSON over the XOR cipher, port 9999.
     IotXor,
-    /// IOT JSON over KLAP, HTTP.
+    /// IOT JSON inside KLAP, over HTTP.
     IotKlap,
-    /// SMART JSON over KLAP, HTTP.
+    /// SMART JSON inside KLAP, over HTTP.
     SmartKlap,
-    /// SMART JSON over TPAP, HTTP.
+    /// SMART JSON inside TPAP, over HTTP.
     SmartTpap,
-    /// SMART JSON over AES passthrough, HTTP.
+    /// SMART JSON inside the AES passthrough, over HTTP.
     SmartAes,
 }
 
 impl Protocol {
+    /// Every one.
+    pub const ALL: [Self; 5] = [Self::IotXor, Self::IotKlap, Self::SmartKlap, Self::SmartTpap, Self::SmartAes];
+
     /// The name in replies and tables.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -181,6 +186,12 @@ impl Protocol {
             Self::SmartTpap => "smart-tpap",
             Self::SmartAes => "smart-aes",
         }
+    }
+
+    /// Whether the payload is SMART JSON; else it is IOT JSON.
+    #[must_use]
+    pub const fn is_smart(self) -> bool {
+        matches!(self, Self::SmartKlap | Self::SmartTpap | Self::SmartAes)
     }
 }
 
@@ -306,6 +317,16 @@ mod tests {
         assert_eq!((outlet.outlet, outlet.to_string().as_str()), (Some(3), "9c5322aabbcc.3"));
         assert!("9c5322aabbcc.".parse::<DeviceId>().is_err());
         assert!("9c5322aabbcc.256".parse::<DeviceId>().is_err());
+    }
+
+    #[test]
+    fn protocols_are_stored_under_the_numbers_they_always_had() {
+        for (number, protocol) in (0..).zip(Protocol::ALL) {
+            assert_eq!(postcard::to_allocvec(&protocol).unwrap(), [number]);
+            assert_eq!(postcard::from_bytes(&[number]), Ok(protocol));
+        }
+        let names: std::collections::BTreeSet<_> = Protocol::ALL.map(Protocol::name).into();
+        assert_eq!(names.len(), Protocol::ALL.len());
     }
 
     #[test]

@@ -15,7 +15,9 @@ trap end EXIT
 trap 'end; exit 0' INT TERM
 
 mkfifo "$dir/plugs" "$dir/log"
-"$BIN_PLUGSIM" --plugs "${DEMO_PLUGS:-6}" --base 127.80.0.1 --seed 1 </dev/null >"$dir/plugs" &
+# The account that the simulated Tapo plugs are bound to.
+echo hunter22 >"$dir/password"
+"$BIN_PLUGSIM" --mix every --plugs "${DEMO_PLUGS:-10}" --base 127.80.0.1 --seed 1 </dev/null >"$dir/plugs" &
 sim=$!
 ready=
 while read -r line; do
@@ -26,7 +28,8 @@ done <"$dir/plugs"
 echo
 
 ${DEMO_SECONDS:+timeout -k 5 "$DEMO_SECONDS"} "$BIN_WATTD" run --listen "$listen" --data-dir "$dir/store" \
-    --discovery-targets 127.80.255.255 --poll-strip-interval 10s 2>"$dir/log" &
+    --discovery-targets 127.80.255.255 --poll-strip-interval 10s \
+    --account-username user@example.com --account-password-file "$dir/password" 2>"$dir/log" &
 agent=$!
 while read -r line; do
     echo "$line"

@@ -268,7 +268,11 @@ fn a_pinned_address_is_polled_without_discovery_and_takes_the_configured_name() 
         assert_eq!(house.plug(kettle.plug).display_name(), "tea");
         house
             .until("the empty address to be noticed", || {
-                house.fleet.borrow().unmet().any(|(at, unmet)| at.ip() == net.host(77) && unmet.last_error.is_some())
+                house
+                    .fleet
+                    .borrow()
+                    .unmet()
+                    .any(|unmet| unmet.address.ip() == net.host(77) && unmet.last_error.is_some())
             })
             .await;
         assert_eq!(house.fleet.borrow().plugs().count(), 1);

@@ -14,6 +14,7 @@ use smol::io::{AsyncRead, AsyncWrite};
 use smol::{LocalExecutor, Task};
 use wattd::clock::{Clock, ManualClock};
 use wattd::limits;
+use wattd::plug::keyring::Keyring;
 use wattd::plug::{Patience, Transport, xor};
 use wattd::poll::adaptive::Reason;
 use wattd::poll::backoff::Pauses;
@@ -217,6 +218,7 @@ impl House {
             executor: executor.clone(),
             clock: clock.clone(),
             transport: Rc::new(Way(net.clone())),
+            keys: Rc::new(Keyring::new(None)),
             fleet: Rc::clone(&fleet),
             sink: notes.clone(),
             requests: requests.clone(),

@@ -18,7 +18,9 @@ use smol::{LocalExecutor, Timer};
 use wattd::clock::{Clock, SystemClock};
 use wattd::http::App;
 use wattd::limits;
-use wattd::plug::{Patience, Tcp, Transport, discovery, xor};
+use wattd::plug::discovery::{self, Ports};
+use wattd::plug::keyring::Keyring;
+use wattd::plug::{Patience, Tcp, Transport, xor};
 use wattd::poll::backoff::Pauses;
 use wattd::poll::fleet::Fleet as Picture;
 use wattd::poll::requests::Requests;
@@ -94,12 +96,13 @@ fn run(net: &TestNet, interval: Duration, timeout: Duration, rounds: u64) {
             executor: executor.clone(),
             clock: clock.clone(),
             transport: Rc::new(Holes(holes)),
+            keys: Rc::new(Keyring::new(None)),
             fleet: picture.clone(),
             sink: Rc::new(Nowhere),
             requests: Requests::default(),
             ready: Rc::<Cell<bool>>::default(),
         };
-        let discovery = discovery::open(settings.port).await.unwrap();
+        let discovery = discovery::open(Ports { iot: settings.port, ..Ports::REAL }).await.unwrap();
         let _polling = executor.spawn(Poller::new(settings, world, Some(discovery)).run());
         let answered = |mac: &Mac| picture.borrow().get(*mac).map_or(0, |plug| plug.polls.answered);
         // Each has its first answer before the dead have had theirs three times over.

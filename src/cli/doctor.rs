@@ -12,18 +12,20 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::args::Format;
-use super::{Outcome, discover};
+use super::{Outcome, discover, keyring};
 use crate::agent;
 use crate::clock::{Clock, SYNCHRONISED};
 use crate::config::{Config, Loaded, Problems};
 use crate::doctor::{self, Disk, Finding, State};
 use crate::http::client;
 use crate::limits;
-use crate::plug::{Client, Patience, Tcp};
+use crate::plug::discovery::Ports;
+use crate::plug::{Client, Means, Patience, Place, Tcp};
+use crate::reading::Protocol;
 use crate::store;
 
 /// Looks at everything. Exit code 1 when something is wrong.
-pub async fn run(loaded: &Result<Loaded, Problems>, clock: &dyn Clock, port: u16, format: Format) -> Outcome {
+pub async fn run(loaded: &Result<Loaded, Problems>, clock: &dyn Clock, ports: Ports, format: Format) -> Outcome {
     let mut findings = doctor::settings(loaded);
     findings.push(doctor::clock(clock.wall(), synchronised()));
     findings.push(doctor::network(&fs::read_to_string("/proc/net/route").unwrap_or_default()));
@@ -32,7 +34,7 @@ pub async fn run(loaded: &Result<Loaded, Problems>, clock: &dyn Clock, port: u16
         findings.extend(zone.map(|setting| doctor::zone(&setting.text, &setting.origin)));
         findings.extend(disk(&loaded.config));
         findings.extend(secrets(&loaded.config));
-        findings.extend(plugs(&loaded.config, clock, port).await);
+        findings.extend(plugs(&loaded.config, clock, ports).await);
     }
     findings.extend(unit());
     print(&findings, format)
@@ -107,7 +109,7 @@ fn worn(device: u64) -> Option<u8> {
 }
 
 /// The agent and its plugs, or the plugs themselves.
-async fn plugs(config: &Config, clock: &dyn Clock, port: u16) -> Vec<Finding> {
+async fn plugs(config: &Config, clock: &dyn Clock, ports: Ports) -> Vec<Finding> {
     let token = agent::token(config).ok().flatten();
     let get = async |path: &str| -> Option<Value> {
         let body = client::get(clock, config.listen, path, token.as_ref()).await.ok()??;
@@ -116,7 +118,7 @@ async fn plugs(config: &Config, clock: &dyn Clock, port: u16) -> Vec<Finding> {
     let health = get("/health").await;
     let mut findings = vec![doctor::agent(&config.listen.to_string(), health.as_ref())];
     if health.is_none() {
-        findings.extend(ask_plugs(config, clock, port).await);
+        findings.extend(ask_plugs(config, clock, ports).await);
         return findings;
     }
     let Some(devices) = get("/api/v1/devices").await else {
@@ -146,22 +148,32 @@ fn no_plugs() -> Finding {
 }
 
 /// Asks the plugs that answer a probe, and those that the settings name, as long as the store's agent does not run.
-async fn ask_plugs(config: &Config, clock: &dyn Clock, port: u16) -> Vec<Finding> {
-    let found = match discover::probe(config, clock, port).await {
+async fn ask_plugs(config: &Config, clock: &dyn Clock, ports: Ports) -> Vec<Finding> {
+    let found = match discover::probe(config, clock, ports).await {
         Ok((found, _)) => found,
         Err(error) => {
             let advice = "see what the firewall or another program does with UDP";
             return vec![Finding::wrong("plug", format!("no probe can be sent: {error}"), advice)];
         }
     };
-    let mut addresses: Vec<SocketAddr> = found.values().map(|sighting| sighting.address).collect();
-    addresses.extend(config.plugs.iter().map(|plug| SocketAddr::new(plug.address, port)));
-    addresses.sort_unstable();
-    addresses.dedup();
+    let mut places: Vec<_> = found.values().map(|sighting| (sighting.place(), sighting.trouble())).collect();
+    for plug in &config.plugs {
+        if !places.iter().any(|(place, _)| place.address.ip() == plug.address) {
+            let address = SocketAddr::new(plug.address, ports.iot);
+            places.push((Place { address, protocol: Protocol::IotXor }, None));
+        }
+    }
+    let (keys, _) = keyring(config); // that the password cannot be read is a finding of its own
     let patience = Patience { exchange: config.poll.timeout, poll: limits::POLL_BUDGET };
+    let means = Means { transport: &Tcp, clock, keys: &keys, patience };
     let mut findings = Vec::new();
-    for address in addresses {
-        findings.push(match Client::new(address, None).poll(&Tcp, clock, patience).await {
+    for (place, trouble) in places {
+        let address = place.address;
+        let answer = match trouble {
+            Some(error) => Err(error),
+            None => Client::new(place, None).poll(means).await,
+        };
+        findings.push(match answer {
             Err(error) => Finding::wrong(
                 "plug",
                 format!("{}: {error}", address.ip()),

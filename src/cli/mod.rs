@@ -14,6 +14,19 @@ pub mod once;
 pub mod read;
 pub mod table;
 
+use crate::agent;
+use crate::config::Config;
+use crate::plug::keyring::Keyring;
+
+/// The keys to plugs that want a login, and what to say when the password cannot be read: most plugs need none, and not
+/// everybody may read it.
+fn keyring(config: &Config) -> (Keyring, String) {
+    match agent::account(config) {
+        Ok(account) => (Keyring::new(account), String::new()),
+        Err(error) => (Keyring::new(None), format!("asked without the account: {error}\n")),
+    }
+}
+
 /// What a verb wants printed, and how the program ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {

@@ -37,9 +37,9 @@ where
             rows.extend(agent.store.latest(id).filter(|r| r.time >= start).map(|r| (id, plug.device_name(id), r)));
         }
     }
-    for (address, unmet) in fleet.unmet() {
+    for unmet in fleet.unmet() {
         let why = unmet.last_error.as_ref().map_or("not asked", |trouble| trouble.text.as_str());
-        silent += &format!("{}: {why}\n", address.ip());
+        silent += &format!("{}: {why}\n", unmet.address.ip());
     }
     if fleet.plugs().next().is_none() && silent.is_empty() {
         silent += "no plugs were found; see `wattd discover`\n";

@@ -9,19 +9,27 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Value, json};
 
 use super::args::{Format, Route};
-use super::{Outcome, discover, table};
+use super::{Outcome, discover, keyring, table};
 use crate::agent;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::client;
 use crate::http::rows::{RowView, RowWriter, Shape, TimeForm};
 use crate::limits;
-use crate::plug::{Answer, Client, Patience, PollError, Tcp};
+use crate::plug::discovery::{self, Ports, Sighting};
+use crate::plug::{Answer, Client, Means, Patience, Place, PollError, Tcp};
 use crate::query::field::Field;
-use crate::reading::{DeviceId, Reading};
+use crate::reading::{DeviceId, Protocol, Reading};
 
 /// Reads the plug that `host` names: an address or host name, or, with the agent's help, an id or an alias.
-pub async fn run(config: &Config, clock: &dyn Clock, port: u16, host: &str, route: Route, format: Format) -> Outcome {
+pub async fn run(
+    config: &Config,
+    clock: &dyn Clock,
+    ports: Ports,
+    host: &str,
+    route: Route,
+    format: Format,
+) -> Outcome {
     let address = match route {
         Route::Direct => None,
         Route::AgentFirst => match ask_agent(config, clock, host).await {
@@ -38,14 +46,25 @@ pub async fn run(config: &Config, clock: &dyn Clock, port: u16, host: &str, rout
         Err(error) => refuse(format!(
             "{host} is no address and no name that can be looked up ({error}), and no running agent knows a plug by it"
         )),
-        Ok(ip) => {
-            let address = SocketAddr::new(ip, port);
-            let patience = Patience { exchange: config.poll.timeout, poll: limits::POLL_BUDGET };
-            match Client::new(address, None).poll(&Tcp, clock, patience).await {
-                Err(error) => refuse(format!("{ip}: {error}")),
-                Ok(answer) => print_answer(&answer, address, format),
-            }
-        }
+        Ok(ip) => read_at(config, clock, ports, ip, format).await,
+    }
+}
+
+/// Asks the plug at `ip` itself, in the protocol that it announces; in the open when it announces none.
+async fn read_at(config: &Config, clock: &dyn Clock, ports: Ports, ip: IpAddr, format: Format) -> Outcome {
+    let announced = discovery::locate(ip, ports, clock).await.ok().flatten();
+    if let Some(error) = announced.as_ref().and_then(Sighting::trouble) {
+        return refuse(format!("{ip}: {error}"));
+    }
+    let open = Place { address: SocketAddr::new(ip, ports.iot), protocol: Protocol::IotXor };
+    let place = announced.as_ref().map_or(open, Sighting::place);
+    let (keys, note) = keyring(config);
+    let patience = Patience { exchange: config.poll.timeout, poll: limits::POLL_BUDGET };
+    let means = Means { transport: &Tcp, clock, keys: &keys, patience };
+    match Client::new(place, announced.map(|sighting| sighting.facts.mac)).poll(means).await {
+        Err(error @ PollError::Session(_)) => refuse(format!("{ip}: {error}\n{note}").trim_end().to_owned()),
+        Err(error) => refuse(format!("{ip}: {error}")),
+        Ok(answer) => print_answer(&answer, place.address, format),
     }
 }
 
@@ -71,12 +90,18 @@ enum Told {
     Nothing,
 }
 
-async fn ask_agent(config: &Config, clock: &dyn Clock, host: &str) -> io::Result<Told> {
+/// What the running agent says at `path`. None when it has nothing to say there.
+///
+/// # Errors
+/// When no agent answers.
+pub(super) async fn ask(config: &Config, clock: &dyn Clock, path: &str) -> io::Result<Option<Value>> {
     let token = agent::token(config).ok().flatten();
-    let get = async |path: &str| -> io::Result<Option<Value>> {
-        let body = client::get(clock, config.listen, path, token.as_ref()).await?;
-        Ok(body.and_then(|body| serde_json::from_slice(&body).ok()))
-    };
+    let body = client::get(clock, config.listen, path, token.as_ref()).await?;
+    Ok(body.and_then(|body| serde_json::from_slice(&body).ok()))
+}
+
+async fn ask_agent(config: &Config, clock: &dyn Clock, host: &str) -> io::Result<Told> {
+    let get = async |path: &str| ask(config, clock, path).await;
     let Some(devices) = get("/api/v1/devices").await? else { return Ok(Told::Nothing) };
     let found = list(&devices, "devices").iter().find_map(|device| {
         let is_named = |thing: &&Value| ["id", "alias", "address"].iter().any(|key| text(thing, key) == Some(host));
@@ -98,11 +123,11 @@ async fn ask_agent(config: &Config, clock: &dyn Clock, host: &str) -> io::Result
     Ok(text(device, "address").and_then(|address| address.parse().ok()).map_or(Told::Nothing, Told::At))
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
     value.get(key).and_then(Value::as_str)
 }
 
-fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+pub(super) fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 

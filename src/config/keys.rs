@@ -408,9 +408,9 @@ pub static KEYS: &[Key] = &[
         name: "username",
         kind: Kind::Words(128, |c| &mut c.account.username),
         default: "",
-        doc: "The TP-Link account, for plugs that want one",
-        more: "",
-        planned: true,
+        doc: "The e-mail address of the TP-Link account, for plugs that want a login",
+        more: "Capitals count.",
+        planned: false,
     },
     Key {
         section: "account",
@@ -419,7 +419,7 @@ pub static KEYS: &[Key] = &[
         default: "",
         doc: "The file with the account's password; never the password itself",
         more: "The default is /etc/wattd/password where there is one; the unit hands it over as its credential account-password.",
-        planned: true,
+        planned: false,
     },
     Key {
         section: "retention",

@@ -62,7 +62,7 @@ pub struct Config {
     pub poll: Poll,
     /// How plugs are found.
     pub discovery: Discovery,
-    /// The vendor's account. Planned.
+    /// The vendor's account.
     pub account: Account,
     /// Known plugs in the file's order, at most [`limits::PLUGS`], no address twice.
     pub plugs: Vec<Plug>,

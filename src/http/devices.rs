@@ -183,9 +183,9 @@ pub fn ready(app: &App) -> Result<Response<Body>, Problem> {
 pub fn list(app: &App) -> Response<Body> {
     let fleet = app.fleet.borrow();
     let stored = app.store.devices();
-    let unmet = fleet.unmet().map(|(address, unmet)| UnmetView {
-        address: address.ip().to_string(),
-        port: address.port(),
+    let unmet = fleet.unmet().map(|unmet| UnmetView {
+        address: unmet.address.ip().to_string(),
+        port: unmet.address.port(),
         name: unmet.name.as_ref().map(|name| name.as_str()),
         last_error: unmet.last_error.as_ref().map(trouble),
     });

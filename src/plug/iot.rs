@@ -6,9 +6,10 @@
 
 use serde::Deserialize;
 
+use super::measured::Measured;
 use super::{PollError, lenient};
 use crate::reading::{Alias, ChildId, Label, MAX_OUTLETS, Mac, OutletFacts, PlugFacts, Protocol, Relay};
-use crate::units::{Dbm, Milliamps, Millivolts, MilliwattHours, Milliwatts, OutOfRange};
+use crate::units::Dbm;
 
 /// Asks who a plug is. Also the discovery probe. Nothing else is asked before the answer says that there is a meter:
 /// modules that a plug lacks can hang it.
@@ -43,21 +44,6 @@ pub struct Sysinfo {
     pub relays: Vec<Option<Relay>>,
     /// Signal strength.
     pub signal: Option<Dbm>,
-}
-
-/// What a meter said.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Measured {
-    /// Active power. None when the plug claims one that no outlet can have.
-    pub power: Option<Milliwatts>,
-    /// Mains voltage.
-    pub voltage: Option<Millivolts>,
-    /// Current.
-    pub current: Option<Milliamps>,
-    /// Energy since the plug's counter was last at zero.
-    pub counter: Option<MilliwattHours>,
-    /// What was claimed and cannot be; the field for it is None.
-    pub implausible: Vec<OutOfRange>,
 }
 
 /// A whole reply.
@@ -245,20 +231,7 @@ fn parse_realtime(meter: WireRealtime) -> Result<Measured, PollError> {
     let milli = |milli: Option<f64>, base: Option<f64>| milli.map(|n| n / 1_000.0).or(base);
     let power = milli(meter.power_mw, meter.power).ok_or(PollError::Missing { what: "power" })?;
     let watt_hours = meter.total_wh.or(meter.total.map(|kwh| kwh * 1_000.0));
-    let mut implausible = Vec::new();
-    Ok(Measured {
-        power: believed(Milliwatts::from_base(power), &mut implausible),
-        voltage: milli(meter.voltage_mv, meter.voltage)
-            .and_then(|volts| believed(Millivolts::from_base(volts), &mut implausible)),
-        current: milli(meter.current_ma, meter.current)
-            .and_then(|amps| believed(Milliamps::from_base(amps), &mut implausible)),
-        counter: watt_hours.and_then(|energy| believed(MilliwattHours::from_base(energy), &mut implausible)),
-        implausible,
-    })
-}
-
-fn believed<T>(value: Result<T, OutOfRange>, implausible: &mut Vec<OutOfRange>) -> Option<T> {
-    value.map_err(|value| implausible.push(value)).ok()
+    Ok(Measured::new(power, milli(meter.voltage_mv, meter.voltage), milli(meter.current_ma, meter.current), watt_hours))
 }
 
 #[cfg(test)]

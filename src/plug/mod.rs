@@ -1,18 +1,25 @@
 //! Plugs: who they are and what they measure, over their own protocols.
 //!
-//! Owns the wire. The codecs ([`xor`], [`iot`]) are pure; [`Client`] moves their bytes over a [`Transport`]. Promises:
-//! one connection and one request in flight per plug; a reply's length is checked before memory is taken for it; every
+//! Owns the wire. The codecs are pure: dialects ([`iot`], [`smart`]) and transports ([`xor`], and those behind
+//! [`session`]). [`Client`] is one dialect over one transport, and moves their bytes over a [`Transport`]. Promises: one
+//! connection and one request in flight per plug; a reply's length is checked before memory is taken for it; every
 //! exchange has one deadline; a connection that timed out, broke or brought a stray byte is closed and never read
-//! again; nothing is returned before the MAC that answers was compared with the MAC that was asked. Only ever reads:
-//! there is no request here that switches, resets or configures.
+//! again; nothing is returned before the MAC that answers was compared with the MAC that was asked; a login that was
+//! refused is not repeated. Only ever reads: there is no request here that switches, resets or configures.
 
 #[cfg(feature = "aes-passthrough")]
 pub mod aes;
 pub mod discovery;
+mod http;
 pub mod iot;
+pub mod keyring;
 pub mod klap;
+mod line;
+pub mod measured;
 pub mod session;
+pub mod smart;
 pub mod spake2;
+mod talk;
 pub mod tdp;
 pub mod tpap;
 pub mod xor;
@@ -25,16 +32,25 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
-use smol::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use smol::io::{AsyncRead, AsyncWrite};
 
-use crate::clock::{Clock, within};
-use crate::reading::{DeviceId, Label, Mac, PlugFacts, Reading, Relay};
+use crate::reading::{DeviceId, Label, Mac, PlugFacts, Protocol, Reading};
 use crate::units::{Dbm, OutOfRange};
+use line::{Call, Line};
+use session::SessionError;
+use talk::Expected;
+
+pub use line::Means;
+
+/// A byte stream to a plug.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 
 /// How bytes reach a plug. One real form, [`Tcp`]; tests bring their own.
 pub trait Transport {
     /// An open connection. Dropping it closes it.
-    type Stream: AsyncRead + AsyncWrite + Unpin;
+    type Stream: Stream;
 
     /// Opens a connection. The caller sets the deadline.
     fn connect(&self, to: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>>;
@@ -91,6 +107,18 @@ pub enum PollError {
     },
     /// A strip with more outlets than any that is sold.
     TooManyOutlets,
+    /// The reply is not HTTP within the bounds.
+    BadHttp {
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// It wants a protocol that is not known here.
+    UnknownProtocol {
+        /// What the plug calls it.
+        name: Label,
+    },
+    /// There is no session, or no longer.
+    Session(SessionError),
     /// Another plug answers at this address.
     WrongDevice {
         /// Who was expected.
@@ -117,6 +145,12 @@ impl fmt::Display for PollError {
             Self::Refused { code, message } => write!(f, "it answers \"{message}\" (code {code})"),
             Self::NotAPlug { kind } => write!(f, "what answers is no plug but \"{kind}\""),
             Self::TooManyOutlets => f.write_str("it claims more outlets than any strip has"),
+            Self::BadHttp { what } => write!(f, "its answer is not in the protocol's form: {what}"),
+            Self::UnknownProtocol { name } => write!(
+                f,
+                "it wants the protocol \"{name}\", which is not supported (in the vendor's app: Me > Third-Party Services > Third-Party Compatibility)"
+            ),
+            Self::Session(error) => write!(f, "{error}"),
             Self::WrongDevice { expected, found } => {
                 write!(f, "another plug answers there: {} instead of {expected}", found.mac)
             }
@@ -134,6 +168,12 @@ impl From<io::Error> for PollError {
             Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe | Kind::ConnectionAborted => Self::Closed,
             kind => Self::Io(kind),
         }
+    }
+}
+
+impl From<SessionError> for PollError {
+    fn from(error: SessionError) -> Self {
+        Self::Session(error)
     }
 }
 
@@ -169,205 +209,70 @@ pub struct Patience {
     pub poll: Duration,
 }
 
-/// One plug's connection. Whoever holds the client is the only one who can ask the plug.
-#[derive(Debug)]
-pub struct Client<S> {
-    address: SocketAddr,
-    /// Who must answer. Learnt from the first answer when it is not known.
-    expected: Option<Mac>,
-    /// Whether it was found to have a meter and a single outlet: then one exchange asks for everything.
-    single_meter: bool,
-    connection: Option<S>,
+/// Where a plug is asked, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it speaks there.
+    pub protocol: Protocol,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    /// A client for the plug at `address`, which must be `expected` where that is known. Opens nothing yet.
+/// One plug's connection. Whoever holds the client is the only one who can ask the plug.
+#[derive(Debug)]
+pub struct Client<S: Stream> {
+    place: Place,
+    expected: Expected,
+    line: Line<S>,
+    dialect: Dialect,
+}
+
+/// What is spoken over the line, and what is remembered of it.
+#[derive(Debug)]
+enum Dialect {
+    Iot(talk::Iot),
+    Smart(talk::Smart),
+}
+
+impl<S: Stream> Client<S> {
+    /// A client for the plug at `place`, which must be `expected` where that is known. Opens nothing yet.
     #[must_use]
-    pub fn new(address: SocketAddr, expected: Option<Mac>) -> Self {
-        Self { address, expected, single_meter: false, connection: None }
+    pub fn new(place: Place, expected: Option<Mac>) -> Self {
+        let Place { address, protocol } = place;
+        let smart = protocol.is_smart();
+        Self {
+            place,
+            expected: Expected(expected),
+            line: Line::new(address, protocol),
+            dialect: if smart { Dialect::Smart(Default::default()) } else { Dialect::Iot(Default::default()) },
+        }
     }
 
-    /// Where it asks.
+    /// Where it asks, and how.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub const fn place(&self) -> Place {
+        self.place
     }
 
     /// Asks the plug who it is and what each of its outlets measures.
     ///
     /// # Errors
     /// [`PollError`]; the connection is then closed, unless the plug has plainly refused.
-    pub async fn poll<T>(&mut self, transport: &T, clock: &dyn Clock, patience: Patience) -> Result<Answer, PollError>
+    pub async fn poll<T>(&mut self, means: Means<'_, T>) -> Result<Answer, PollError>
     where
         T: Transport<Stream = S>,
     {
-        let until = clock.elapsed().saturating_add(patience.poll);
-        let mut ask = Exchange { transport, clock, patience, until };
-        // Until a plug has said that it has a meter, only `system` is asked.
-        let first = if self.single_meter { iot::SYSINFO_AND_METER } else { iot::SYSINFO };
-        let mut reply = self.ask(&mut ask, Question::the_same(first)).await?;
-        let mut sysinfo = reply.sysinfo.take().ok_or(NO_SYSINFO)?;
-        let single_meter = sysinfo.facts.has_meter && sysinfo.facts.outlets.is_empty();
-        if single_meter && !self.single_meter {
-            reply = self.ask(&mut ask, Question::the_same(iot::SYSINFO_AND_METER)).await?;
-            sysinfo = reply.sysinfo.take().ok_or(NO_SYSINFO)?;
-        }
-        self.single_meter = single_meter;
-        let mut answer = Answer { signal: sysinfo.signal, ..Answer::of(sysinfo.facts) };
-        if single_meter {
-            let relay = sysinfo.relays.first().copied().flatten();
-            let measured = reply.measured.ok_or(NO_METER)?;
-            answer.take(DeviceId::plug(answer.facts.mac), measured, relay, clock);
-        } else if answer.facts.has_meter {
-            let outlets: Vec<_> = answer.facts.metered_ids().zip(answer.facts.outlets.clone()).collect();
-            for ((id, outlet), relay) in outlets.into_iter().zip(sysinfo.relays) {
-                let question = Question {
-                    plain: &iot::outlet_meter(&outlet.child),
-                    introducing: &iot::sysinfo_and_outlet_meter(&outlet.child),
-                };
-                match self.ask(&mut ask, question).await.and_then(|reply| reply.measured.ok_or(NO_METER)) {
-                    Ok(measured) => answer.take(id, measured, relay, clock),
-                    // An outlet that refuses says nothing of the others.
-                    Err(error @ (PollError::Refused { .. } | PollError::Missing { .. })) => {
-                        answer.silent.push((id, error))
-                    }
-                    Err(error) => {
-                        answer.broken_off = Some(error);
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(answer)
-    }
-
-    fn check_identity(&mut self, facts: &PlugFacts) -> Result<(), PollError> {
-        match self.expected {
-            Some(expected) if expected != facts.mac => {
-                self.single_meter = false;
-                Err(PollError::WrongDevice { expected, found: Box::new(facts.clone()) })
-            }
-            _ => {
-                self.expected = Some(facts.mac);
-                Ok(())
-            }
-        }
-    }
-
-    /// One question and its answer. A kept connection that the plug has closed meanwhile is replaced once. On a new
-    /// connection the question asks who answers, and nothing is believed before that is known.
-    async fn ask<T>(&mut self, exchange: &mut Exchange<'_, T>, question: Question<'_>) -> Result<iot::Reply, PollError>
-    where
-        T: Transport<Stream = S>,
-    {
-        let mut kept = self.connection.take();
-        if let Some(stream) = &mut kept
-            && !is_quiet(stream).await
-        {
-            kept = None;
-        }
-        let mut is_new = kept.is_none();
-        let message = if is_new { question.introducing } else { question.plain };
-        let mut done = exchange.run(self.address, kept, &xor::frame(message)?).await;
-        if !is_new && matches!(done, Err(PollError::Closed)) {
-            is_new = true;
-            done = exchange.run(self.address, None, &xor::frame(question.introducing)?).await;
-        }
-        let (payload, mut stream) = done?;
-        let reply = iot::parse(&payload);
-        match &reply {
-            Ok(iot::Reply { sysinfo: Some(sysinfo), .. }) => self.check_identity(&sysinfo.facts)?,
-            Ok(_) if is_new => return Err(NO_SYSINFO),
-            Ok(_) => {}
-            Err(PollError::Refused { .. }) if !is_new => {} // a clear answer; the connection is as good as before
-            Err(_) => return reply,
-        }
-        if is_quiet(&mut stream).await {
-            self.connection = Some(stream);
-        }
-        reply
-    }
-}
-
-const NO_SYSINFO: PollError = PollError::Missing { what: "system.get_sysinfo" };
-const NO_METER: PollError = PollError::Missing { what: "emeter.get_realtime" };
-
-/// A request in two forms.
-#[derive(Clone, Copy)]
-struct Question<'a> {
-    /// For a connection on which the plug has said who it is.
-    plain: &'a [u8],
-    /// For a new one: asks who answers as well.
-    introducing: &'a [u8],
-}
-
-impl<'a> Question<'a> {
-    const fn the_same(request: &'a [u8]) -> Self {
-        Self { plain: request, introducing: request }
-    }
-}
-
-impl Answer {
-    fn of(facts: PlugFacts) -> Self {
-        Self {
-            facts,
-            signal: None,
-            readings: Vec::new(),
-            implausible: Vec::new(),
-            silent: Vec::new(),
-            broken_off: None,
-        }
-    }
-
-    fn take(&mut self, id: DeviceId, measured: iot::Measured, relay: Option<Relay>, clock: &dyn Clock) {
-        let iot::Measured { power, voltage, current, counter, implausible } = measured;
-        self.implausible.extend(implausible.into_iter().map(|value| (id, value)));
-        if let Some(power) = power {
-            self.readings.push((id, Reading { time: clock.wall(), power, voltage, current, counter, relay }));
-        }
-    }
-}
-
-/// Whether nothing waits to be read: no end, no error, no byte that nobody asked for.
-async fn is_quiet<S: AsyncRead + Unpin>(stream: &mut S) -> bool {
-    smol::future::poll_once(stream.read(&mut [0])).await.is_none()
-}
-
-/// What an exchange needs beside the connection.
-struct Exchange<'a, T> {
-    transport: &'a T,
-    clock: &'a dyn Clock,
-    patience: Patience,
-    until: Duration,
-}
-
-impl<T: Transport> Exchange<'_, T> {
-    /// Sends `message` over `kept`, or a new connection, and reads one reply, all before one deadline. The connection
-    /// comes back only after a whole reply; in every other case it is closed.
-    async fn run(
-        &mut self,
-        to: SocketAddr,
-        kept: Option<T::Stream>,
-        message: &[u8],
-    ) -> Result<(Vec<u8>, T::Stream), PollError> {
-        let now = self.clock.elapsed();
-        let deadline = now.saturating_add(self.patience.exchange).min(self.until);
-        let work = async {
-            let mut stream = match kept {
-                Some(stream) => stream,
-                None => self.transport.connect(to).await?,
-            };
-            stream.write_all(message).await?;
-            stream.flush().await?;
-            let mut prefix = [0; xor::PREFIX];
-            stream.read_exact(&mut prefix).await?;
-            let mut payload = vec![0; xor::payload_length(prefix)?];
-            stream.read_exact(&mut payload).await?;
-            xor::decrypt(&mut payload);
-            Ok((payload, stream))
+        let ends = talk::Ends {
+            line: &mut self.line,
+            call: Call::new(means),
+            expected: &mut self.expected,
+            protocol: self.place.protocol,
+            terminal: means.keys.terminal(),
         };
-        let after = deadline.saturating_sub(now);
-        within(self.clock, deadline, work).await.unwrap_or(Err(PollError::Timeout { after }))
+        match &mut self.dialect {
+            Dialect::Iot(iot) => iot.poll(ends).await,
+            Dialect::Smart(smart) => smart.poll(ends).await,
+        }
     }
 }
 

@@ -24,8 +24,6 @@ impl Default for Pauses {
 }
 
 /// What kind of failure it was.
-///
-/// A refused login would be a kind of its own, with a pause of minutes; no protocol spoken here has one yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// No complete answer in time, or no way to the plug: unplugged, out of the Wi-Fi's reach. Each try holds a place
@@ -38,6 +36,11 @@ pub enum Failure {
     Garbage,
     /// Another plug has its address. Only a probe can find where it went; asking here again is of little use.
     WrongDevice,
+    /// It does not take the credentials, or there are none: minutes, for each try may bring a lock nearer, and what would
+    /// help is for a person to do.
+    Login,
+    /// It has locked itself after wrong passwords: each try prolongs that. Half an hour.
+    LockedOut,
 }
 
 impl Failure {
@@ -50,6 +53,8 @@ impl Failure {
             Self::Refused => (first, (last / 5).max(first)),
             Self::Garbage => (later(2), last),
             Self::WrongDevice => (later(6), last),
+            Self::Login => (later(24), last.saturating_mul(6)),
+            Self::LockedOut => (last.saturating_mul(6), last.saturating_mul(6)),
         }
     }
 }
@@ -92,6 +97,9 @@ mod tests {
             (Failure::Garbage, 1, 10.0, 12.0),
             (Failure::WrongDevice, 1, 30.0, 36.0),
             (Failure::WrongDevice, 9, 240.0, 300.0),
+            (Failure::Login, 1, 120.0, 144.0),
+            (Failure::Login, 9, 1_440.0, 1_800.0),
+            (Failure::LockedOut, 1, 1_800.0, 1_800.0),
         ] {
             for _ in 0..100 {
                 let seconds = pause(failure, misses, Pauses::default(), &mut random).as_secs_f64();

@@ -4,7 +4,7 @@
 //! its address. `poll` writes it, everybody above reads it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::adaptive::Reason;
@@ -15,7 +15,7 @@ use crate::units::{Dbm, UnixMillis};
 #[derive(Clone, Debug, Default)]
 pub struct Fleet {
     plugs: BTreeMap<Mac, Plug>,
-    unmet: BTreeMap<SocketAddr, Unmet>,
+    unmet: BTreeMap<IpAddr, Unmet>,
     /// Counts whatever could have changed plugs or addresses.
     version: u64,
     /// How punctual the polls of this run were.
@@ -209,8 +209,10 @@ pub struct PollFigures {
 }
 
 /// A configured address behind which no plug has answered yet.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Unmet {
+    /// Where it was last asked.
+    pub address: SocketAddr,
     /// The name that the configuration gives to the plug there.
     pub name: Option<Alias>,
     /// What went wrong last.
@@ -245,7 +247,7 @@ impl Fleet {
     /// this address; a plug keeps it when it moves, and no other plug gets the same.
     pub fn meet(&mut self, facts: PlugFacts, address: SocketAddr, name: Option<Alias>) -> &mut Plug {
         self.version += 1;
-        self.unmet.remove(&address);
+        self.unmet.remove(&address.ip());
         let taken =
             |name: &Alias| self.plugs.values().any(|p| p.facts.mac != facts.mac && p.name.as_ref() == Some(name));
         let name = name.filter(|name| !taken(name));
@@ -278,7 +280,7 @@ impl Fleet {
     /// Notes a configured address behind which no plug has been met.
     pub fn expect(&mut self, address: SocketAddr, name: Option<Alias>) {
         self.version += 1;
-        self.unmet.insert(address, Unmet { name, last_error: None });
+        self.unmet.insert(address.ip(), Unmet { address, name, last_error: None });
     }
 
     /// Forgets what the configuration said, before it says something else.
@@ -289,20 +291,20 @@ impl Fleet {
     }
 
     /// No plug of its own is behind this address: the one there is watched elsewhere, or none is expected any more.
-    pub fn found_elsewhere(&mut self, address: SocketAddr) {
+    pub fn found_elsewhere(&mut self, address: IpAddr) {
         self.version += 1;
         self.unmet.remove(&address);
     }
 
     /// A configured address without a plug, to change it.
-    pub fn unmet_mut(&mut self, address: SocketAddr) -> Option<&mut Unmet> {
+    pub fn unmet_mut(&mut self, address: IpAddr) -> Option<&mut Unmet> {
         self.version += 1;
         self.unmet.get_mut(&address)
     }
 
     /// Configured addresses behind which no plug has been met.
-    pub fn unmet(&self) -> impl Iterator<Item = (SocketAddr, &Unmet)> {
-        self.unmet.iter().map(|(address, unmet)| (*address, unmet))
+    pub fn unmet(&self) -> impl Iterator<Item = &Unmet> {
+        self.unmet.values()
     }
 }
 

@@ -24,9 +24,11 @@ use smol::{LocalExecutor, Task, future};
 
 use crate::clock::{Clock, within};
 use crate::limits;
-use crate::plug::discovery::{Listener, Prober, Sighting};
-use crate::plug::{Answer, Client, Patience, PollError, Transport};
-use crate::reading::{Alias, DeviceId, Mac, PlugFacts, Reading};
+use crate::plug::discovery::{Listener, Manner, Prober, Sighting};
+use crate::plug::keyring::Keyring;
+use crate::plug::session::SessionError;
+use crate::plug::{Answer, Client, Means, Patience, Place, PollError, Stream, Transport};
+use crate::reading::{Alias, DeviceId, Mac, PlugFacts, Protocol, Reading};
 use crate::units::{OutOfRange, UnixMillis};
 use crate::watchdog::Pulse;
 use adaptive::{Adaptive, Bounds, Reason};
@@ -68,7 +70,7 @@ pub struct Settings {
     pub discover_every: Option<Duration>,
     /// Where discovery probes go.
     pub targets: Vec<Ipv4Addr>,
-    /// The port that plugs listen on.
+    /// The TCP port of plugs that need no login: where a plug is asked of which nothing else is known.
     pub port: u16,
     /// Addresses that the configuration names, and its names for the plugs there.
     pub pinned: Vec<(IpAddr, Option<Alias>)>,
@@ -105,6 +107,8 @@ pub struct World<T> {
     pub clock: Rc<dyn Clock>,
     /// The way to the plugs.
     pub transport: Rc<T>,
+    /// What opens plugs that want a login.
+    pub keys: Rc<Keyring>,
     /// The live picture, kept up to date here.
     pub fleet: Rc<RefCell<Fleet>>,
     /// Takes what was read.
@@ -116,16 +120,22 @@ pub struct World<T> {
 }
 
 /// A plug, or an address where one should be, and its client while nobody is asking.
-struct Watched<S> {
-    address: SocketAddr,
+struct Watched<S: Stream> {
+    place: Place,
     mac: Option<Mac>,
     client: Option<Client<S>>,
     /// The poll under way; dropping it ends it.
     poll: Option<Task<()>>,
     /// When the last poll began.
     asked: Duration,
-    /// Where it last answered a poll. None for a stranger: heard of by datagram, never met.
-    home: Option<SocketAddr>,
+    /// Where it last answered a poll, or refused a login. None for a stranger: heard of by datagram, never met.
+    home: Option<Place>,
+    /// Why and until when nobody logs in there: it has refused the credentials, or locked itself.
+    barred: Option<Bar>,
+    /// When it last answered a probe in the open: then it needs no other protocol.
+    heard_open: Option<Duration>,
+    /// Why it cannot be asked at all, as it announces: says more than that nobody answers.
+    unsupported: Option<PollError>,
     /// Whether a poll of it has ended, well or badly.
     tried: bool,
     /// Probes sent since it was last heard of.
@@ -142,9 +152,25 @@ struct Watched<S> {
     waiters: Vec<Sender<()>>,
 }
 
-enum Event<S> {
-    Polled { slot: Slot, client: Client<S>, took: Duration, result: Result<Answer, PollError> },
-    Sighted(Sighting),
+/// A login that was refused is not repeated before its time, whatever is heard of the plug meanwhile.
+struct Bar {
+    place: Place,
+    until: Duration,
+    error: PollError,
+}
+
+/// How a poll went.
+struct Polled<S: Stream> {
+    slot: Slot,
+    client: Client<S>,
+    took: Duration,
+    result: Result<Answer, PollError>,
+}
+
+/// Small, for the channel has room for many.
+enum Event<S: Stream> {
+    Polled(Box<Polled<S>>),
+    Sighted(Box<Sighting>),
     Wished(Request),
 }
 
@@ -154,6 +180,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(3_600);
 const SEARCH_EVERY: Duration = Duration::from_secs(60);
 /// A broadcast search that a plug's first miss brings forward still keeps this distance from the one before.
 const SEARCH_GAP: Duration = Duration::from_secs(15);
+/// A plug that has answered in the open so recently is not asked in a protocol with a login.
+const OPEN_LASTS: Duration = Duration::from_secs(10);
 /// Time between the probes of one round, and at least between two rounds of probes to silent plugs.
 const PROBE_SPACING: Duration = Duration::from_secs(1);
 
@@ -223,19 +251,21 @@ where
     fn watch_known(&mut self) {
         let known: Vec<_> = self.world.fleet.borrow().plugs().map(|plug| (plug.address, plug.facts.clone())).collect();
         for (address, facts) in known {
+            let place = Place { address, protocol: facts.protocol };
             let pace = self.settings.pace_of(&facts);
             let name = self.settings.name_at(address);
             let mac = facts.mac;
             let mut fleet = self.world.fleet.borrow_mut();
             fleet.meet(facts, address, name).interval = pace.interval;
             drop(fleet);
-            self.watch(address, Some(mac), pace, true, false);
+            self.watch(place, Some(mac), pace, true, false);
         }
         for (ip, name) in self.settings.pinned.clone() {
-            let address = SocketAddr::new(ip, self.settings.port);
-            if !self.watched.values().any(|watched| watched.address == address) {
+            if !self.watched.values().any(|watched| watched.place.address.ip() == ip) {
+                let address = SocketAddr::new(ip, self.settings.port);
                 self.world.fleet.borrow_mut().expect(address, name);
-                self.watch(address, None, self.settings.pace_at_first(), false, false);
+                let place = Place { address, protocol: Protocol::IotXor };
+                self.watch(place, None, self.settings.pace_at_first(), false, false);
             }
         }
     }
@@ -312,17 +342,20 @@ where
         }
     }
 
-    fn watch(&mut self, address: SocketAddr, mac: Option<Mac>, pace: Pace, met: bool, is_stranger: bool) {
+    fn watch(&mut self, place: Place, mac: Option<Mac>, pace: Pace, met: bool, is_stranger: bool) -> Slot {
         let slot = Slot(self.next_slot);
         self.next_slot = self.next_slot.wrapping_add(1);
-        let client = Some(Client::new(address, mac));
+        let client = Some(Client::new(place, mac));
         let watched = Watched {
-            address,
+            place,
             mac,
             client,
             poll: None,
             asked: Duration::ZERO,
-            home: (!is_stranger).then_some(address),
+            home: (!is_stranger).then_some(place),
+            barred: None,
+            heard_open: None,
+            unsupported: None,
             tried: false,
             unanswered_probes: 0,
             hastened: false,
@@ -333,6 +366,7 @@ where
         };
         self.watched.insert(slot, watched);
         self.schedule.add(slot, pace, met, self.world.clock.elapsed());
+        slot
     }
 
     fn ask(&mut self, slot: Slot) {
@@ -340,26 +374,34 @@ where
             // A second connection would only disturb the plug that answers there.
             return self.failed(slot, error);
         }
+        let now = self.world.clock.elapsed();
         let Some(watched) = self.watched.get_mut(&slot) else { return };
-        let mut client = watched.client.take().unwrap_or_else(|| Client::new(watched.address, watched.mac));
-        let (clock, transport) = (self.world.clock.clone(), self.world.transport.clone());
+        if let Some(bar) = watched.barred.as_ref().filter(|bar| bar.place == watched.place && now < bar.until) {
+            let error = bar.error.clone();
+            return self.failed(slot, error);
+        }
+        let mut client = watched.client.take().unwrap_or_else(|| Client::new(watched.place, watched.mac));
+        let (clock, transport, keys) =
+            (self.world.clock.clone(), self.world.transport.clone(), self.world.keys.clone());
         let (patience, report) = (self.settings.patience, self.report.clone());
         watched.asked = clock.elapsed();
         watched.poll = Some(self.world.executor.spawn(async move {
             let start = clock.elapsed();
-            let result = client.poll(transport.as_ref(), clock.as_ref(), patience).await;
+            let (transport, clock, keys) = (transport.as_ref(), clock.as_ref(), keys.as_ref());
+            let result = client.poll(Means { transport, clock, keys, patience }).await;
             let took = clock.elapsed().saturating_sub(start);
-            let _ = report.send(Event::Polled { slot, client, took, result }).await;
+            let _ = report.send(Event::Polled(Box::new(Polled { slot, client, took, result }))).await;
         }));
     }
 
     fn handle(&mut self, event: Event<T::Stream>) {
         match event {
-            Event::Sighted(sighting) => self.sighted(sighting),
+            Event::Sighted(sighting) => self.sighted(*sighting),
             Event::Wished(wish) => self.wished(wish),
-            Event::Polled { slot, client, took, result } => {
+            Event::Polled(polled) => {
+                let Polled { slot, client, took, result } = *polled;
                 let Some(watched) = self.watched.get_mut(&slot) else { return };
-                if watched.poll.is_none() || watched.address != client.address() {
+                if watched.poll.is_none() || watched.place != client.place() {
                     return; // the plug has moved while this answer was on its way
                 }
                 watched.poll = None;
@@ -398,6 +440,8 @@ where
         watched.mac = Some(mac);
         watched.unanswered_probes = 0;
         watched.hastened = false;
+        watched.barred = None;
+        watched.unsupported = None;
         let lost: Vec<_> = watched.observed.iter().copied().filter(|id| !is_there(id)).collect();
         watched.observed.retain(is_there);
         for (id, _) in &answer.readings {
@@ -405,8 +449,9 @@ where
                 watched.observed.push(*id);
             }
         }
-        let (address, name) = (watched.address, self.settings.name_at(watched.address));
-        let moved_from = watched.home.replace(address).filter(|home| *home != address);
+        let (address, name) = (watched.place.address, self.settings.name_at(watched.place.address));
+        let home = watched.home.replace(watched.place);
+        let moved_from = home.map(|home| home.address.ip()).filter(|home| *home != address.ip());
 
         self.world.sink.remember(&answer.facts, address);
         self.end_observation(&lost, wall);
@@ -414,7 +459,7 @@ where
             self.world.sink.append(*id, *reading, pace.interval);
         }
         let mut fleet = self.world.fleet.borrow_mut();
-        let firmware = fleet.get(mac).map(|plug| plug.facts.firmware.clone());
+        let before = fleet.get(mac).map(|plug| (plug.facts.firmware.clone(), plug.facts.protocol));
         let plug = fleet.meet(answer.facts, address, name);
         plug.interval = pace.interval;
         plug.reason = reason;
@@ -431,12 +476,12 @@ where
         plug.polls.last = took;
         plug.polls.total = plug.polls.total.saturating_add(took);
         plug.polls.refused += u64::try_from(answer.implausible.len()).unwrap_or(0);
-        let (before, title) = (plug.presence, plug.title());
+        let (presence, title) = (plug.presence, plug.title());
         if let Some(old) = moved_from {
-            log::info!("{title}: moved here from {}", old.ip());
+            log::info!("{title}: moved here from {old}");
         }
         plug.presence = Presence::Online;
-        match before {
+        match presence {
             Presence::Online => {}
             Presence::Unknown => {
                 let meter = if plug.facts.has_meter { "" } else { ", which has no meter: listed only" };
@@ -446,8 +491,14 @@ where
                 log::info!("{title}: answers again, after {} s", wall.since(since).max(0) / 1_000);
             }
         }
-        if before != Presence::Unknown && firmware.is_some_and(|firmware| firmware != plug.facts.firmware) {
-            log::info!("{title}: has new firmware, {}", plug.facts.firmware);
+        // What an announcement says of a plug is not all of it: it has no firmware.
+        if let Some((firmware, protocol)) = before.filter(|(firmware, _)| !firmware.is_empty()) {
+            if firmware != plug.facts.firmware {
+                log::info!("{title}: has new firmware, {} after {firmware}", plug.facts.firmware);
+            }
+            if protocol != plug.facts.protocol {
+                log::info!("{title}: is now asked over {} instead of {protocol}", plug.facts.protocol);
+            }
         }
         drop(fleet);
         self.report(slot, &title, &answer.implausible, now);
@@ -494,7 +545,10 @@ where
     /// Which other plug answers at this plug's address, if one does.
     fn displaced(&self, slot: Slot) -> Option<PollError> {
         let own = self.watched.get(&slot)?;
-        let others = self.watched.iter().filter(|(other, watched)| **other != slot && watched.address == own.address);
+        let others = self
+            .watched
+            .iter()
+            .filter(|(other, watched)| **other != slot && watched.place.address.ip() == own.place.address.ip());
         let answering = others.filter_map(|(_, other)| other.mac).find(|mac| self.answers(*mac))?;
         let found = self.world.fleet.borrow().get(answering)?.facts.clone();
         Some(PollError::WrongDevice { expected: own.mac?, found: Box::new(found) })
@@ -522,8 +576,16 @@ where
         if misses == 1 {
             self.look_for_lost(now);
         }
+        let due = self.schedule.due(slot).unwrap_or(now);
         let Some(watched) = self.watched.get_mut(&slot) else { return };
         watched.adaptive.forget();
+        if is_refused_login(&error) {
+            // Whatever refuses a login is there. It is not asked again before its time, whoever speaks of it meanwhile.
+            watched.home.get_or_insert(watched.place);
+            if watched.barred.as_ref().is_none_or(|bar| bar.place != watched.place || now >= bar.until) {
+                watched.barred = Some(Bar { place: watched.place, until: due, error: error.clone() });
+            }
+        }
         let (mac, lost) = (watched.mac, std::mem::take(&mut watched.observed));
         let wall = self.world.clock.wall();
         let from = self.end_observation(&lost, wall);
@@ -536,7 +598,7 @@ where
         drop(fleet);
         self.note_trouble(slot, &error, misses);
         let Some(watched) = self.watched.get_mut(&slot) else { return };
-        let address = watched.address;
+        let place = watched.place;
         match watched.home {
             None if misses >= limits::STRANGER_MISSES => {
                 self.forget(slot);
@@ -545,22 +607,35 @@ where
                 }
             }
             // A datagram had called it here in vain: it is looked for again where it last was.
-            Some(home) if home != address => {
-                watched.address = home;
+            Some(home) if home != place => {
+                watched.place = home;
                 watched.client = Some(Client::new(home, mac));
             }
             _ => {}
         }
         if let PollError::WrongDevice { found, .. } = error {
-            self.sighted(Sighting { address, facts: *found });
+            let is_open = place.protocol == Protocol::IotXor;
+            let manner = if is_open { Manner::Introduced } else { Manner::Announced };
+            self.sighted(Sighting { address: place.address, facts: *found, manner });
         }
     }
 
-    /// Notes what went wrong with a plug, and says so once per outage.
+    /// Notes what went wrong with a plug, and says so once per outage; of a refused login at once, for a person has to act.
     fn note_trouble(&mut self, slot: Slot, error: &PollError, misses: u32) {
+        let now = self.world.clock.elapsed();
         let Some(watched) = self.watched.get(&slot) else { return };
         let wall = self.world.clock.wall();
-        let trouble = Trouble { time: wall, text: error.to_string() };
+        let until = watched.barred.as_ref().filter(|bar| bar.place == watched.place && now < bar.until);
+        let is_login = is_refused_login(error);
+        let text = match until {
+            // When it is asked again is worth knowing only where nobody can hasten it.
+            Some(bar) if is_login => {
+                let pause = i64::try_from(bar.until.saturating_sub(now).as_millis()).unwrap_or(i64::MAX);
+                format!("{error}; not asked again before {}", wall.plus(pause))
+            }
+            _ => watched.unsupported.as_ref().unwrap_or(error).to_string(),
+        };
+        let trouble = Trouble { time: wall, text: text.clone() };
         let mut fleet = self.world.fleet.borrow_mut();
         let title = match watched.mac.and_then(|mac| fleet.get_mut(mac)) {
             Some(plug) => {
@@ -572,65 +647,102 @@ where
                 plug.title()
             }
             None => {
-                if let Some(unmet) = fleet.unmet_mut(watched.address) {
+                if let Some(unmet) = fleet.unmet_mut(watched.place.address.ip()) {
                     unmet.last_error = Some(trouble);
                 }
-                format!("the plug at {}", watched.address.ip())
+                format!("the plug at {}", watched.place.address.ip())
             }
         };
-        if misses == limits::MISSES_UNTIL_OFFLINE && watched.home.is_some() {
-            log::warn!("{title}: offline: {error}; trying again, less and less often");
+        if is_login && misses == 1 {
+            log::warn!("{title}: {text}");
+        } else if !is_login && misses == limits::MISSES_UNTIL_OFFLINE && watched.home.is_some() {
+            log::warn!("{title}: offline: {text}; trying again, less and less often");
         } else {
-            log::debug!("{title}: {error} (miss {misses})");
+            log::debug!("{title}: {text} (miss {misses})");
         }
     }
 
-    fn sighted(&mut self, Sighting { address, facts }: Sighting) {
+    fn sighted(&mut self, sighting: Sighting) {
         let now = self.world.clock.elapsed();
+        let ip = sighting.address.ip();
         // Without discovery only those are heard that are asked.
-        let is_asked = self.watched.values().any(|watched| watched.address == address);
+        let is_asked = self.watched.values().any(|watched| watched.place.address.ip() == ip);
         if self.settings.discover_every.is_none() && !is_asked {
             return;
         }
-        let Some(slot) = self.slot_of(facts.mac) else { return self.discovered(address, facts) };
-        let (misses, answers) = (self.schedule.misses(slot), self.answers(facts.mac));
+        let mac = sighting.facts.mac;
+        let Some(slot) = self.slot_of(mac) else { return self.discovered(sighting) };
+        let (misses, answers) = (self.schedule.misses(slot), self.answers(mac));
         let Some(watched) = self.watched.get_mut(&slot) else { return };
+        let is_here = watched.place.address.ip() == ip;
+        match &sighting.manner {
+            Manner::Introduced if is_here => watched.heard_open = Some(now),
+            Manner::Introduced => {}
+            // A plug that answers in the open as well is asked there.
+            _ if is_here && watched.heard_open.is_some_and(|at| now < at.saturating_add(OPEN_LASTS)) => return,
+            Manner::Announced => {}
+            Manner::Unsupported(_) => {
+                if misses > 0 && is_here {
+                    watched.unsupported = sighting.trouble();
+                }
+                return;
+            }
+        }
+        watched.unsupported = None;
         let probes = std::mem::take(&mut watched.unanswered_probes);
-        if watched.address == address {
+        let place = sighting.place();
+        if watched.place == place {
             // News after silence ends the back-off. A plug that answers every datagram but no connection is no news: it
             // is tried at a bounded pace, so that it is missed neither for minutes nor in a storm.
-            if misses > 0 {
+            let is_barred = watched.barred.as_ref().is_some_and(|bar| bar.place == place && now < bar.until);
+            if misses > 0 && !is_barred {
                 let is_news = probes > 1 || !std::mem::replace(&mut watched.hastened, true);
                 let usual = limits::RETRY_SEEN.max(self.settings.interval);
                 self.schedule.hasten(slot, if is_news { Duration::ZERO } else { usual }, now);
             }
             return;
         }
-        // Anyone can send a datagram. A plug that answers where it is stays there.
+        // Anyone can send a datagram. A plug that answers where it is stays there, and stays with its protocol.
         if answers {
             return;
         }
-        let old = std::mem::replace(&mut watched.address, address);
-        watched.client = Some(Client::new(address, Some(facts.mac)));
+        let old = std::mem::replace(&mut watched.place, place);
+        watched.client = Some(Client::new(place, Some(mac)));
         if watched.poll.take().is_some() {
             self.schedule.finish(slot, Outcome::Failed(Failure::WrongDevice), now);
         }
         self.schedule.hasten(slot, Duration::ZERO, now);
-        let title = self.world.fleet.borrow().get(facts.mac).map(fleet::Plug::title).unwrap_or_default();
-        log::debug!("{title}: heard of at {} instead of {}", address.ip(), old.ip());
+        let title = self.world.fleet.borrow().get(mac).map(fleet::Plug::title).unwrap_or_default();
+        let (old_at, at) = (old.address, place.address);
+        log::debug!("{title}: heard of at {at} over {} instead of {old_at} over {}", place.protocol, old.protocol);
     }
 
-    fn discovered(&mut self, address: SocketAddr, facts: PlugFacts) {
-        let waiting = self.watched.iter_mut().find(|(_, watched)| watched.address == address && watched.mac.is_none());
+    fn discovered(&mut self, sighting: Sighting) {
+        let place = sighting.place();
+        let ip = place.address.ip();
+        let waiting =
+            self.watched.iter_mut().find(|(_, watched)| watched.place.address.ip() == ip && watched.mac.is_none());
         if let Some((slot, waiting)) = waiting {
-            if waiting.poll.is_none() {
-                waiting.mac = Some(facts.mac);
-                waiting.client = Some(Client::new(address, waiting.mac));
-                self.schedule.meet(*slot);
+            let slot = *slot;
+            waiting.unsupported = sighting.trouble();
+            if waiting.unsupported.is_none() && waiting.poll.is_none() {
+                // What a pinned address speaks is known only now.
+                waiting.mac = Some(sighting.facts.mac);
+                waiting.heard_open = (sighting.manner == Manner::Introduced).then(|| self.world.clock.elapsed());
+                waiting.home = waiting.home.map(|_| place);
+                waiting.place = place;
+                waiting.client = Some(Client::new(place, waiting.mac));
+                self.schedule.meet(slot);
+                let now = self.world.clock.elapsed();
+                self.schedule.hasten(slot, Duration::ZERO, now);
             }
             return;
         }
-        let at_address = self.watched.values().filter(|watched| watched.address == address);
+        if let Manner::Unsupported(name) = &sighting.manner {
+            return log::debug!("{} at {ip} wants \"{name}\", which is not supported", sighting.facts.mac);
+        }
+        let Sighting { facts, manner, .. } = sighting;
+        let at_address = self.watched.values().filter(|watched| watched.place.address.ip() == ip);
         let (mut here, mut strangers_here) = (0, 0);
         for watched in at_address {
             here += 1;
@@ -643,9 +755,8 @@ where
         if self.watched.len() >= limits::PLUGS || strangers >= limits::STRANGERS {
             if !std::mem::replace(&mut self.full, true) {
                 log::warn!(
-                    "{} at {} and others are passed over: at most {} plugs are watched, {} of them before they have answered",
+                    "{} at {ip} and others are passed over: at most {} plugs are watched, {} of them before they have answered",
                     facts.mac,
-                    address.ip(),
                     limits::PLUGS,
                     limits::STRANGERS
                 );
@@ -654,15 +765,18 @@ where
         }
         let (mac, pace) = (facts.mac, self.settings.pace_of(&facts));
         let mut fleet = self.world.fleet.borrow_mut();
-        fleet.meet(facts, address, self.settings.name_at(address)).interval = pace.interval;
+        fleet.meet(facts, place.address, self.settings.name_at(place.address)).interval = pace.interval;
         drop(fleet);
-        self.watch(address, Some(mac), pace, true, true);
+        let slot = self.watch(place, Some(mac), pace, true, true);
+        if let Some(watched) = self.watched.get_mut(&slot).filter(|_| manner == Manner::Introduced) {
+            watched.heard_open = Some(self.world.clock.elapsed());
+        }
     }
 
     fn forget(&mut self, slot: Slot) {
         self.schedule.remove(slot);
         if let Some(watched) = self.watched.remove(&slot) {
-            self.world.fleet.borrow_mut().found_elsewhere(watched.address);
+            self.world.fleet.borrow_mut().found_elsewhere(watched.place.address.ip());
         }
     }
 
@@ -703,7 +817,7 @@ where
             for (slot, watched) in &mut self.watched {
                 if self.schedule.misses(*slot) > 0 {
                     watched.unanswered_probes = watched.unanswered_probes.saturating_add(1);
-                    probe(&prober, watched.address.ip()).await;
+                    probe(&prober, watched.place.address.ip()).await;
                 }
             }
         }
@@ -743,9 +857,28 @@ fn kind(error: &PollError) -> Failure {
         | PollError::Missing { .. }
         | PollError::Refused { .. }
         | PollError::NotAPlug { .. }
+        | PollError::BadHttp { .. }
+        | PollError::UnknownProtocol { .. }
         | PollError::TooManyOutlets => Failure::Garbage,
         PollError::WrongDevice { .. } => Failure::WrongDevice,
+        PollError::Session(error) => match error {
+            SessionError::WrongCredentials | SessionError::AccountNeeded | SessionError::Unsupported { .. } => {
+                Failure::Login
+            }
+            SessionError::LockedOut => Failure::LockedOut,
+            SessionError::SessionGone => Failure::Refused,
+            SessionError::OtherProtocol
+            | SessionError::BadSignature
+            | SessionError::Garbage { .. }
+            | SessionError::Status(_)
+            | SessionError::Refused { .. } => Failure::Garbage,
+        },
     }
+}
+
+/// Whether it is of no use, or does harm, to log in again soon.
+fn is_refused_login(error: &PollError) -> bool {
+    matches!(kind(error), Failure::Login | Failure::LockedOut)
 }
 
 async fn probe(prober: &Prober, target: IpAddr) {
@@ -754,13 +887,13 @@ async fn probe(prober: &Prober, target: IpAddr) {
     }
 }
 
-async fn listen<S>(mut listener: Listener, events: Sender<Event<S>>) {
+async fn listen<S: Stream>(mut listener: Listener, events: Sender<Event<S>>) {
     let (mut failing, mut heard) = (false, 0_usize);
     loop {
         match listener.next().await {
             Ok(sighting) => {
                 failing = false;
-                if events.send(Event::Sighted(sighting)).await.is_err() {
+                if events.send(Event::Sighted(Box::new(sighting))).await.is_err() {
                     return;
                 }
                 // A flood is cut to what a second of an honest network can bring; the system drops the rest.

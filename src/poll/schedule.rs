@@ -151,6 +151,9 @@ pub struct Schedule {
 /// at once do not take all places at once, and a house with few waits for nothing.
 const FIRST_SPACING: Duration = Duration::from_millis(100);
 
+/// A poll that takes no more than this part of the minimum interval counts as asked when it began.
+const QUICK: u32 = 8;
+
 /// The golden ratio's fraction: multiples of it fill the circle evenly, however many there are.
 const GOLDEN: f64 = 0.618_033_988_749_894_9;
 
@@ -240,6 +243,9 @@ impl Schedule {
         entry.in_flight = false;
         match outcome {
             Outcome::Answered => {
+                // A poll that took long, by a login or a retry, asked its last question late: its minimum counts from there.
+                let quick = entry.pace.least / QUICK;
+                entry.asked = entry.asked.max(Some(now.saturating_sub(quick)));
                 entry.misses = 0;
                 entry.standing = Standing::Answering;
                 entry.take_next_turn(now);
@@ -295,6 +301,12 @@ impl Schedule {
         }
         self.enqueue(slot);
         Wish::Due(due)
+    }
+
+    /// When a plug's next turn is. None while it is being asked, and for an unknown one.
+    #[must_use]
+    pub fn due(&self, slot: Slot) -> Option<Duration> {
+        self.entries.get(&slot).filter(|entry| !entry.in_flight).map(|entry| entry.due)
     }
 
     /// How often in a row a plug has failed.

@@ -1,5 +1,6 @@
 //! What the agent costs, measured on the release binary with simulated plugs over loopback:
-//! `cargo bench --bench agent` (about three minutes), `cargo bench --bench agent -- writes 660` for bytes written.
+//! `cargo bench --bench agent` (about three minutes), `cargo bench --bench agent -- writes 660` for bytes written,
+//! `cargo bench --bench agent -- every 120` for 50 plugs over all protocols.
 //!
 //! Memory and CPU come from /proc of the running agent; latencies from one keep-alive connection while it polls.
 #![allow(clippy::disallowed_methods)] // a measurement reads the clock
@@ -155,6 +156,38 @@ fn costs(count: usize, seconds: u64) {
     );
 }
 
+/// Fifty plugs that speak every protocol, at 10 s: what logins and ciphers cost, and how the plugs were treated.
+fn every(seconds: u64) {
+    let fleet = Fleet::start(FleetSpec::every_protocol(50, [127, 62, 0, 1].into(), 1).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let password = dir.path().join("password");
+    fs::write(&password, "hunter22").unwrap();
+    let account = ["--account-username", "user@example.com", "--account-password-file", password.to_str().unwrap()];
+    let start = Instant::now();
+    let agent = Agent::start(&dir.path().join("store"), &fleet, &account);
+    println!(
+        "50 plugs over all protocols at 10 s: ready after {:.1?}, CPU until then {:.2?}",
+        start.elapsed(),
+        agent.cpu()
+    );
+    let (cpu, since) = (agent.cpu(), Instant::now());
+    std::thread::sleep(Duration::from_secs(seconds));
+    let used = (agent.cpu() - cpu).as_secs_f64() / since.elapsed().as_secs_f64() * 3_600.0;
+    let memory = |name| agent.field("status", name);
+    println!("  CPU {used:.1} s per hour, over {seconds} s");
+    println!("  RssAnon {} kB, VmRSS {} kB, {} threads", memory("RssAnon:"), memory("VmRSS:"), memory("Threads:"));
+    let seen = fleet.total();
+    println!(
+        "  most connections to a plug {}, most requests at once {}, closest two readings of an outlet {:.1?}",
+        seen.max_connections,
+        seen.max_in_flight,
+        seen.closest.unwrap_or_default()
+    );
+    let plugs = fleet.plugs();
+    let with_login = plugs.iter().filter(|plug| plug.protocol != wattd::reading::Protocol::IotXor).count();
+    println!("  {} logins for {with_login} plugs that want one, {} refused", seen.handshakes, seen.logins_refused);
+}
+
 fn writes(seconds: u64) {
     let fleet = fleet(20, 61);
     // Beside the build folder: a temporary directory may be in memory.
@@ -180,6 +213,9 @@ fn main() {
     let number = |n: usize, default| args.get(n).and_then(|arg| arg.parse().ok()).unwrap_or(default);
     if args.first().is_some_and(|arg| arg == "writes") {
         return writes(number(1, 660));
+    }
+    if args.first().is_some_and(|arg| arg == "every") {
+        return every(number(1, 120));
     }
     for count in [20, 200] {
         costs(count, number(0, 60));

@@ -20,7 +20,8 @@ use wattd::agent::{Agent, Outside};
 use wattd::clock::SystemClock;
 use wattd::config::Config;
 use wattd::limits;
-use wattd::plug::{Tcp, xor};
+use wattd::plug::Tcp;
+use wattd::plug::discovery::Ports;
 use wattd::poll::adaptive::{Adaptive, Bounds};
 use wattd::reading::{DeviceId, Reading};
 use wattd::sim::{Fleet, FleetSpec, Load, Model, PlugSpec};
@@ -194,7 +195,7 @@ fn disk(seconds: u64) {
     config.commit_interval = 5 * SECOND;
     let executor = Rc::new(smol::LocalExecutor::new());
     let outside =
-        Outside { clock: Rc::new(SystemClock::start()), transport: Rc::new(Tcp), plug_port: xor::PORT, seed: 1 };
+        Outside { clock: Rc::new(SystemClock::start()), transport: Rc::new(Tcp), ports: Ports::REAL, seed: 1 };
     let agent = Agent::new(config, disk.clone().into_disk(), outside, executor.clone()).unwrap();
     disk.slow_down(2 * SECOND, Duration::from_millis(20));
     let before = disk.counts();

@@ -242,7 +242,7 @@ impl Doc {
     /// Addresses in the configuration behind which nothing answers as a plug should.
     pub fn unmet(&mut self, app: &App) {
         let fleet = app.fleet.borrow();
-        for (n, (address, unmet)) in fleet.unmet().enumerate() {
+        for (n, unmet) in fleet.unmet().enumerate() {
             if n == 0 {
                 self.put(format_args!("<h2>Not met yet</h2>\n<ul class=\"unmet\">\n"));
             }
@@ -251,7 +251,7 @@ impl Doc {
             self.put(format_args!(
                 "<li>{}{}: {}</li>\n",
                 name.unwrap_or_default(),
-                Escaped(address.ip()),
+                Escaped(unmet.address.ip()),
                 Escaped(why)
             ));
         }
