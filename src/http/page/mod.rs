@@ -9,6 +9,7 @@ mod parts;
 
 use std::sync::OnceLock;
 
+use base64ct::{Base64, Encoding};
 use hyper::Response;
 use hyper::header::{CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY};
 use sha2::{Digest, Sha256};
@@ -169,8 +170,8 @@ fn sent(html: String) -> Response<Body> {
         format!(
             "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data:; \
              base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-            base64(&Sha256::digest(STYLE)),
-            base64(&Sha256::digest(SCRIPT))
+            Base64::encode_string(&Sha256::digest(STYLE)),
+            Base64::encode_string(&Sha256::digest(SCRIPT))
         )
     });
     let mut response = whole(Media::Html, html);
@@ -180,20 +181,6 @@ fn sent(html: String) -> Response<Body> {
     }
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
-}
-
-/// Base64 with padding.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digit = |bits: u32| DIGITS.get(usize::try_from(bits & 63).unwrap_or(0)).copied().map_or('=', char::from);
-    let mut text = String::new();
-    for three in bytes.chunks(3) {
-        let bits = three.iter().fold(0, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
-        let digits = [18, 12, 6, 0].map(|shift| digit(bits >> shift));
-        text.extend(digits.iter().take(three.len() + 1));
-        text.extend(std::iter::repeat_n('=', 3 - three.len()));
-    }
-    text
 }
 
 /// An amount of energy with what it cost, of several devices together.
@@ -216,14 +203,6 @@ fn time(app: &App, at: UnixMillis, now: UnixMillis) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn base64_is_that_of_everybody() {
-        assert_eq!(
-            ["", "f", "fo", "foo", "foob"].map(|text| base64(text.as_bytes())),
-            ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]
-        );
-    }
 
     #[test]
     fn style_and_script_can_stand_in_a_page_and_load_nothing() {
