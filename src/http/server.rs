@@ -69,6 +69,8 @@ async fn accept(executor: &LocalExecutor<'static>, listener: &TcpListener, app: 
             Ok((stream, peer)) => {
                 failing = false;
                 welcome(executor, stream, peer, app, hall);
+                // So that a request which is there already is read before a crowd at the door takes its place.
+                future::yield_now().await;
             }
             Err(error) => {
                 // Out of files or memory, mostly. Room is made, and no loop runs hot while there is none.

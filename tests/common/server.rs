@@ -90,6 +90,11 @@ pub fn reading(time: i64, milliwatts: i64) -> Reading {
 
 /// Runs `test` against a server with a fridge and a strip; the strip is offline.
 pub fn with_server<F: Future<Output = ()>>(access: Access, test: impl FnOnce(Rc<World>) -> F) {
+    with_app(|app| App { access, ..app }, test);
+}
+
+/// The same with an interface that `change` has changed.
+pub fn with_app<F: Future<Output = ()>>(change: impl FnOnce(App) -> App, test: impl FnOnce(Rc<World>) -> F) {
     let dir = tempfile::tempdir().unwrap();
     let store = Rc::new(Store::open(on_disk(path_in(dir.path())), Keeping::default()).unwrap());
     let clock = Rc::new(ManualClock::at(UnixMillis::new(NOW)));
@@ -105,11 +110,10 @@ pub fn with_server<F: Future<Output = ()>>(access: Access, test: impl FnOnce(Rc<
     strip.presence = Presence::Offline { since: UnixMillis::new(NOW - 60_000) };
     strip.last_error = Some(Trouble { time: UnixMillis::new(NOW - 50_000), text: "no answer within 5 s".to_owned() });
     fleet.expect("192.168.1.77:9999".parse().unwrap(), Some(Alias::new("Boiler")));
-    let app = Rc::new(App {
-        access,
+    let app = Rc::new(change(App {
         zone: jiff::tz::TimeZone::get("Europe/Berlin").unwrap(),
         ..App::local(store, Rc::new(RefCell::new(fleet)), clock.clone())
-    });
+    }));
     let executor = Rc::new(LocalExecutor::new());
     smol::block_on(executor.clone().run(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
