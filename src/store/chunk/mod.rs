@@ -17,6 +17,8 @@
 //! 5 % and 12 % more (7 to 11 % with real power curves) and read a day 1.6 times faster, 1.2 instead of 2.0 ms: not worth
 //! the bytes, and the codec's number lets it be changed. Sharpening the odds beforehand gained nothing, choosing them by
 //! the difference before lost: a chunk of 1,500 readings is too short to teach more than some hundred odds.
+//! pco 1.1 at its best level took 3.2 to 3.9 where this coder took 2.4 to 3.2, and 330 KB of program: it reads a day six
+//! times faster, which no query needs that badly.
 //! The voltage's noise, 80 mV by assumption, is 1.05 B/reading of the total: no coder can take it away.
 
 use std::fmt;
