@@ -150,6 +150,49 @@ fn forty_dead_plugs_in_five_ways_delay_nobody_at_the_real_pace() {
     run(&test_net(0).unwrap(), Duration::from_secs(10), Duration::from_secs(5), 20);
 }
 
+#[test]
+fn what_falls_silent_at_once_delays_nobody_else_and_returns_when_it_answers_probes() {
+    let net = test_net(0).unwrap();
+    let spec = |n: u8| PlugSpec::new(Model::Kp115, net.host(n + 1), u64::from(n));
+    let plugs = Fleet::start(net.fleet((0..60).map(spec).collect())).unwrap();
+    let macs: Vec<Mac> = plugs.plugs().iter().map(|plug| plug.mac).collect();
+    let (away, there) = macs.split_at(48);
+    let mut settings = quick(net.broadcast());
+    settings.interval = Duration::from_secs(1);
+    settings.in_flight = 8;
+    settings.patience = Patience { exchange: Duration::from_secs(2), poll: Duration::from_secs(2) };
+    // Whoever waited out a pause would come back too late for this test.
+    settings.pauses = Pauses { first: Duration::from_secs(60), last: Duration::from_secs(300) };
+    House::run(settings, async |house| {
+        let answered = |mac: &Mac| house.fleet.borrow().get(*mac).map_or(0, |plug| plug.polls.answered);
+        house.until("all to be read", || macs.iter().all(|mac| answered(mac) >= 2)).await;
+        for n in 0..away.len() {
+            plugs.set_fault(n, Fault::Silence).unwrap();
+        }
+        let (before, start) = (there.iter().map(answered).sum::<u64>(), house.now());
+        let is_missed = |mac: &Mac| house.plug(*mac).polls.failed > 0;
+        house.until("all 48 to be missed", || away.iter().all(is_missed)).await;
+        // 48 timeouts of 2 s on 6 places: those that answer have had their turns in the meantime.
+        let (polls, took) = (there.iter().map(answered).sum::<u64>() - before, house.now() - start);
+        println!(
+            "48 of 60 missed after {took:.1?}; the other 12 were read {polls} times; {:?}",
+            house.fleet.borrow().lateness
+        );
+        assert!(polls >= 12 * (took.as_secs() / 4), "{polls} polls in {took:?}");
+        let seen: Vec<u64> = away.iter().map(answered).collect();
+        for n in 0..away.len() {
+            plugs.clear(n).unwrap();
+        }
+        let start = house.now();
+        house.until("all to be back", || away.iter().zip(&seen).all(|(mac, seen)| answered(mac) > *seen)).await;
+        println!("all 48 back {:.1?} after they answer again", house.now() - start);
+        for mac in away {
+            let outages = house.plug(*mac).outages;
+            assert!(outages.count == 1 && !outages.is_open(), "{outages:?}");
+        }
+    });
+}
+
 /// What `/api/v1/latest` says, through the whole of the HTTP interface but its socket.
 async fn latest(house: &House, query: &str) -> serde_json::Value {
     let app = App {

@@ -191,6 +191,8 @@ pub struct Poller<T: Transport> {
     world: World<T>,
     schedule: Schedule,
     watched: BTreeMap<Slot, Watched<T::Stream>>,
+    /// The slot of each plug whose MAC is known: sightings and wishes name it by that.
+    slots: BTreeMap<Mac, Slot>,
     next_slot: u32,
     report: Sender<Event<T::Stream>>,
     events: Receiver<Event<T::Stream>>,
@@ -202,6 +204,8 @@ pub struct Poller<T: Transport> {
     /// When silent plugs were probed last, and when they are next.
     probed: Duration,
     next_probe: Duration,
+    /// The last alarm of the schedule that was heeded.
+    alarm: Option<Duration>,
     /// When what the first discovery round found is known.
     settled: Duration,
     /// Whether it was said that no more plugs fit.
@@ -230,6 +234,7 @@ where
         let mut poller = Self {
             schedule: Schedule::new(rules),
             watched: BTreeMap::new(),
+            slots: BTreeMap::new(),
             next_slot: 0,
             report,
             events,
@@ -238,6 +243,7 @@ where
             searched: now,
             probed: now,
             next_probe: now.saturating_add(settings.interval),
+            alarm: None,
             settled: if searching { now.saturating_add(limits::DISCOVERY_ROUND) } else { now },
             full: false,
             pulse: Pulse::default(),
@@ -283,7 +289,13 @@ where
             self.pulse.work(now);
             self.search(now).await;
             self.note_ready(now);
-            let wake = match self.schedule.next(now) {
+            let step = self.schedule.next(now);
+            if self.schedule.alarm() > self.alarm {
+                // Many fell silent at once: who of the others is still there?
+                self.alarm = self.schedule.alarm();
+                self.look_for_lost(now);
+            }
+            let wake = match step {
                 Step::Poll { slot, late, standing } => {
                     self.note_late(slot, late, standing);
                     self.ask(slot);
@@ -330,9 +342,10 @@ where
         }
     }
 
-    /// Notes how long a plug had to wait for its turn. One in its back-off waits without being missed.
+    /// Notes how long a plug had to wait for its turn. One in its back-off, or in doubt for the silence of many, waits without
+    /// being missed.
     fn note_late(&self, slot: Slot, late: Duration, standing: Standing) {
-        if standing == Standing::Doubtful {
+        if matches!(standing, Standing::Doubtful | Standing::Suspect) {
             return;
         }
         let mut fleet = self.world.fleet.borrow_mut();
@@ -365,6 +378,7 @@ where
             waiters: Vec::new(),
         };
         self.watched.insert(slot, watched);
+        self.slots.extend(mac.map(|mac| (mac, slot)));
         self.schedule.add(slot, pace, met, self.world.clock.elapsed());
         slot
     }
@@ -437,7 +451,10 @@ where
                 || answer.implausible.iter().any(|(known, _)| known == id)
         };
         let Some(watched) = self.watched.get_mut(&slot) else { return };
-        watched.mac = Some(mac);
+        if let Some(other) = watched.mac.replace(mac).filter(|other| *other != mac) {
+            self.slots.remove(&other);
+        }
+        self.slots.insert(mac, slot);
         watched.unanswered_probes = 0;
         watched.hastened = false;
         watched.barred = None;
@@ -666,8 +683,8 @@ where
         let now = self.world.clock.elapsed();
         let ip = sighting.address.ip();
         // Without discovery only those are heard that are asked.
-        let is_asked = self.watched.values().any(|watched| watched.place.address.ip() == ip);
-        if self.settings.discover_every.is_none() && !is_asked {
+        let is_asked = || self.watched.values().any(|watched| watched.place.address.ip() == ip);
+        if self.settings.discover_every.is_none() && !is_asked() {
             return;
         }
         let mac = sighting.facts.mac;
@@ -695,10 +712,15 @@ where
             // News after silence ends the back-off. A plug that answers every datagram but no connection is no news: it
             // is tried at a bounded pace, so that it is missed neither for minutes nor in a storm.
             let is_barred = watched.barred.as_ref().is_some_and(|bar| bar.place == place && now < bar.until);
-            if misses > 0 && !is_barred {
+            if misses == 0 {
+                self.schedule.seen(slot, now);
+            } else if !is_barred {
                 let is_news = probes > 1 || !std::mem::replace(&mut watched.hastened, true);
-                let usual = limits::RETRY_SEEN.max(self.settings.interval);
-                self.schedule.hasten(slot, if is_news { Duration::ZERO } else { usual }, now);
+                if is_news {
+                    self.schedule.seen(slot, now);
+                } else {
+                    self.schedule.hasten(slot, limits::RETRY_SEEN.max(self.settings.interval), now);
+                }
             }
             return;
         }
@@ -732,9 +754,8 @@ where
                 waiting.home = waiting.home.map(|_| place);
                 waiting.place = place;
                 waiting.client = Some(Client::new(place, waiting.mac));
-                self.schedule.meet(slot);
-                let now = self.world.clock.elapsed();
-                self.schedule.hasten(slot, Duration::ZERO, now);
+                self.slots.insert(sighting.facts.mac, slot);
+                self.schedule.seen(slot, self.world.clock.elapsed());
             }
             return;
         }
@@ -776,12 +797,13 @@ where
     fn forget(&mut self, slot: Slot) {
         self.schedule.remove(slot);
         if let Some(watched) = self.watched.remove(&slot) {
+            self.slots.retain(|_, other| *other != slot);
             self.world.fleet.borrow_mut().found_elsewhere(watched.place.address.ip());
         }
     }
 
     fn slot_of(&self, mac: Mac) -> Option<Slot> {
-        self.watched.iter().find(|(_, watched)| watched.mac == Some(mac)).map(|(slot, _)| *slot)
+        self.slots.get(&mac).copied()
     }
 
     /// When the agent counts as ready though some plugs have not had their turn: dead ones may take long.
@@ -800,7 +822,7 @@ where
         }
     }
 
-    /// A plug has missed a poll: before it is given up as offline, it is probed, and looked for elsewhere.
+    /// A plug has missed a poll, or many fall silent: before it is given up as offline, it is probed, and looked for elsewhere.
     fn look_for_lost(&mut self, now: Duration) {
         self.next_probe = self.next_probe.min(self.probed.saturating_add(PROBE_SPACING).max(now));
         if self.round.0 == limits::DISCOVERY_PROBES {
@@ -815,7 +837,7 @@ where
             self.probed = now;
             self.next_probe = now.saturating_add(self.settings.interval);
             for (slot, watched) in &mut self.watched {
-                if self.schedule.misses(*slot) > 0 {
+                if self.schedule.is_missed(*slot) {
                     watched.unanswered_probes = watched.unanswered_probes.saturating_add(1);
                     probe(&prober, watched.place.address.ip()).await;
                 }
@@ -841,7 +863,7 @@ where
         if self.prober.is_none() {
             return Duration::MAX;
         }
-        let silent = self.watched.keys().any(|slot| self.schedule.misses(*slot) > 0);
+        let silent = self.watched.keys().any(|slot| self.schedule.is_missed(*slot));
         let probe = if silent { self.next_probe } else { Duration::MAX };
         probe.min(if self.settings.discover_every.is_some() { self.round.1 } else { Duration::MAX })
     }

@@ -8,7 +8,9 @@
 //! plugs are spread evenly, so that many plugs make a level load.
 //!
 //! What it cannot help: a plug that answered last time and now does not holds its place until the poll is given up, once
-//! per outage. When as many plugs as there are places die within one timeout, the others wait for that timeout, once.
+//! per outage. When as many plugs as there are places die within [`SLOW`], as behind an access point that fails, the others
+//! wait for one timeout, once: by then the silence of half of the places has put all who wait in doubt. Those whom a probe
+//! finds alive go on at once, and those it does not cannot take the last quarter of the places.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -60,6 +62,8 @@ pub struct Pace {
 pub enum Standing {
     /// It answered when it was asked last.
     Answering,
+    /// The same, but half of the places were then held by others that fell silent, and it has not been heard of since.
+    Suspect,
     /// Not asked yet in this run, but a probe or an earlier run has met it.
     Hearsay,
     /// It failed last time, or nobody ever met it.
@@ -85,7 +89,7 @@ impl Rules {
         (self.in_flight / 4).max(1)
     }
 
-    /// Places for plugs in doubt and plugs known by hearsay together.
+    /// Places for all but those that answer.
     fn unproven_places(&self) -> usize {
         (self.in_flight.saturating_mul(3) / 4).max(1)
     }
@@ -105,6 +109,8 @@ struct Entry {
     /// Failures in a row.
     misses: u32,
     standing: Standing,
+    /// When it last gave a sign of life.
+    heard: Duration,
 }
 
 impl Entry {
@@ -136,10 +142,15 @@ pub struct Schedule {
     entries: BTreeMap<Slot, Entry>,
     /// Who waits for a turn, by when it is due, one queue for each [`Standing`].
     answering: BTreeSet<(Duration, Slot)>,
+    suspect: BTreeSet<(Duration, Slot)>,
     hearsay: BTreeSet<(Duration, Slot)>,
     doubtful: BTreeSet<(Duration, Slot)>,
     in_flight: usize,
-    /// Of these, the ones that were not answering when they were asked, and the ones in doubt.
+    /// Of these, the ones that answered last time, by when they were asked,
+    answering_in_flight: BTreeSet<(Duration, Slot)>,
+    /// when so many of them had been asked that their silence put those who waited in doubt,
+    alarm: Option<Duration>,
+    /// the ones that were not answering when they were asked, and the ones in doubt.
     unproven_in_flight: usize,
     doubtful_in_flight: usize,
     added: u32,
@@ -154,6 +165,10 @@ const FIRST_SPACING: Duration = Duration::from_millis(100);
 /// A poll that takes no more than this part of the minimum interval counts as asked when it began.
 const QUICK: u32 = 8;
 
+/// A plug that answers does so within this time, mostly by far. When half of the places are held for longer, something has
+/// happened to many.
+pub const SLOW: Duration = Duration::from_millis(250);
+
 /// The golden ratio's fraction: multiples of it fill the circle evenly, however many there are.
 const GOLDEN: f64 = 0.618_033_988_749_894_9;
 
@@ -166,9 +181,12 @@ impl Schedule {
             random: fastrand::Rng::with_seed(rules.seed),
             entries: BTreeMap::new(),
             answering: BTreeSet::new(),
+            suspect: BTreeSet::new(),
             hearsay: BTreeSet::new(),
             doubtful: BTreeSet::new(),
             in_flight: 0,
+            answering_in_flight: BTreeSet::new(),
+            alarm: None,
             unproven_in_flight: 0,
             doubtful_in_flight: 0,
             added: 0,
@@ -185,7 +203,8 @@ impl Schedule {
         let pace = self.bounded(pace);
         let due = self.next_first.max(now);
         self.next_first = due.saturating_add(FIRST_SPACING.min(pace.interval / 100));
-        let entry = Entry { pace, turn, due, due_for: due, asked: None, in_flight: false, misses: 0, standing };
+        let (asked, heard) = (None, now);
+        let entry = Entry { pace, turn, due, due_for: due, asked, in_flight: false, misses: 0, standing, heard };
         self.entries.insert(slot, entry);
         self.enqueue(slot);
     }
@@ -196,7 +215,7 @@ impl Schedule {
         if let Some(entry) = self.entries.remove(&slot)
             && entry.in_flight
         {
-            self.land(entry.standing);
+            self.land(slot, &entry);
         }
     }
 
@@ -215,12 +234,19 @@ impl Schedule {
 
     /// What to do at `now`.
     pub fn next(&mut self, now: Duration) -> Step {
+        self.beware(now);
         let room = self.rules.in_flight.saturating_sub(self.in_flight);
-        let unproven_room = self.rules.unproven_places().saturating_sub(self.unproven_in_flight).min(room);
+        // Who answered last time and now takes long has as little claim to the last quarter as who never answered.
+        let slow = self.answering_in_flight.iter().take_while(|(asked, _)| asked.saturating_add(SLOW) <= now).count();
+        let unproven_room = self.rules.unproven_places().saturating_sub(self.unproven_in_flight + slow).min(room);
         let doubtful_room = self.rules.doubtful_places().saturating_sub(self.doubtful_in_flight).min(unproven_room);
         let first = |queue: &BTreeSet<_>, room| queue.first().copied().filter(|_| room > 0);
         let answering = first(&self.answering, room);
-        let others = [first(&self.hearsay, unproven_room), first(&self.doubtful, doubtful_room)];
+        let others = [
+            first(&self.suspect, unproven_room),
+            first(&self.hearsay, unproven_room),
+            first(&self.doubtful, doubtful_room),
+        ];
         let Some((due, slot)) = others.into_iter().flatten().chain(answering).min() else { return Step::Rest };
         if due > now {
             return Step::RestUntil(due);
@@ -231,15 +257,46 @@ impl Schedule {
         entry.asked = Some(now);
         let standing = entry.standing;
         self.in_flight += 1;
-        self.unproven_in_flight += usize::from(standing >= Standing::Hearsay);
+        self.unproven_in_flight += usize::from(standing > Standing::Answering);
         self.doubtful_in_flight += usize::from(standing == Standing::Doubtful);
+        if standing == Standing::Answering {
+            self.answering_in_flight.insert((now, slot));
+        }
         Step::Poll { slot, late: now.saturating_sub(due), standing }
+    }
+
+    /// Puts all in doubt who wait, when half of the places are held by plugs that answered last time and now keep silent.
+    fn beware(&mut self, now: Duration) {
+        let many = (self.rules.in_flight / 2).max(2);
+        let Some((asked, _)) = self.answering_in_flight.iter().nth(many - 1).copied() else { return };
+        if now < asked.saturating_add(SLOW) || self.alarm.is_some_and(|alarm| alarm >= asked) {
+            return;
+        }
+        self.alarm = Some(asked);
+        for (due, slot) in std::mem::take(&mut self.answering) {
+            if let Some(entry) = self.entries.get_mut(&slot) {
+                if entry.heard < asked {
+                    entry.standing = Standing::Suspect;
+                }
+                let standing = entry.standing;
+                self.queue(standing).insert((due, slot));
+            }
+        }
+    }
+
+    /// The last time at which so many plugs fell silent together that those who waited were put in doubt.
+    #[must_use]
+    pub fn alarm(&self) -> Option<Duration> {
+        self.alarm
     }
 
     /// A plug's poll has ended. Says how often in a row it has failed now.
     pub fn finish(&mut self, slot: Slot, outcome: Outcome, now: Duration) -> u32 {
-        let Some(entry) = self.entries.get_mut(&slot).filter(|entry| entry.in_flight) else { return 0 };
-        let standing = entry.standing;
+        if !self.entries.get(&slot).is_some_and(|entry| entry.in_flight) {
+            return 0;
+        }
+        let Some(mut entry) = self.entries.remove(&slot) else { return 0 };
+        self.land(slot, &entry);
         entry.in_flight = false;
         match outcome {
             Outcome::Answered => {
@@ -248,6 +305,7 @@ impl Schedule {
                 entry.asked = entry.asked.max(Some(now.saturating_sub(quick)));
                 entry.misses = 0;
                 entry.standing = Standing::Answering;
+                entry.heard = now;
                 entry.take_next_turn(now);
             }
             Outcome::Failed(failure) => {
@@ -258,16 +316,32 @@ impl Schedule {
             }
         }
         let misses = entry.misses;
-        self.land(standing);
+        self.entries.insert(slot, entry);
         self.enqueue(slot);
         misses
     }
 
-    /// A probe has met a plug that was not asked yet and that nobody knew.
-    pub fn meet(&mut self, slot: Slot) {
+    /// A plug has given a sign of life: an answer to a probe. One in its back-off gets its next turn as soon as its minimum
+    /// allows, and among those that were met; one in doubt for the silence of others counts as answering again.
+    pub fn seen(&mut self, slot: Slot, now: Duration) {
         self.dequeue(slot);
-        if let Some(entry) = self.entries.get_mut(&slot).filter(|entry| entry.asked.is_none()) {
-            entry.standing = Standing::Hearsay;
+        if let Some(entry) = self.entries.get_mut(&slot) {
+            entry.heard = now;
+            match entry.standing {
+                _ if entry.in_flight => {}
+                Standing::Suspect => {
+                    // Until now it may have been away: its turn is counted from here.
+                    entry.standing = Standing::Answering;
+                    entry.set_due(entry.due.max(now));
+                }
+                Standing::Doubtful => {
+                    entry.standing = Standing::Hearsay;
+                    if entry.asked.is_some() {
+                        entry.set_due(entry.due.min(entry.earliest(now)));
+                    }
+                }
+                Standing::Answering | Standing::Hearsay => {}
+            }
         }
         self.enqueue(slot);
     }
@@ -309,21 +383,36 @@ impl Schedule {
         self.entries.get(&slot).filter(|entry| !entry.in_flight).map(|entry| entry.due)
     }
 
+    /// Whether a sign of life would change a plug's turn: it fails, or is in doubt for the silence of others.
+    #[must_use]
+    pub fn is_missed(&self, slot: Slot) -> bool {
+        self.entries.get(&slot).is_some_and(|entry| entry.misses > 0 || entry.standing == Standing::Suspect)
+    }
+
     /// How often in a row a plug has failed.
     #[must_use]
     pub fn misses(&self, slot: Slot) -> u32 {
         self.entries.get(&slot).map_or(0, |entry| entry.misses)
     }
 
-    fn land(&mut self, standing: Standing) {
+    /// Frees the place of a plug in flight.
+    fn land(&mut self, slot: Slot, entry: &Entry) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.unproven_in_flight = self.unproven_in_flight.saturating_sub(usize::from(standing >= Standing::Hearsay));
-        self.doubtful_in_flight = self.doubtful_in_flight.saturating_sub(usize::from(standing == Standing::Doubtful));
+        match entry.standing {
+            Standing::Answering => {
+                self.answering_in_flight.remove(&(entry.asked.unwrap_or_default(), slot));
+                return;
+            }
+            Standing::Doubtful => self.doubtful_in_flight = self.doubtful_in_flight.saturating_sub(1),
+            Standing::Suspect | Standing::Hearsay => {}
+        }
+        self.unproven_in_flight = self.unproven_in_flight.saturating_sub(1);
     }
 
     fn queue(&mut self, standing: Standing) -> &mut BTreeSet<(Duration, Slot)> {
         match standing {
             Standing::Answering => &mut self.answering,
+            Standing::Suspect => &mut self.suspect,
             Standing::Hearsay => &mut self.hearsay,
             Standing::Doubtful => &mut self.doubtful,
         }
@@ -426,8 +515,56 @@ mod tests {
         }
         let Step::RestUntil(due) = schedule.next(now) else { panic!() };
         assert!(due > now + 100 * SECOND);
-        schedule.hasten(Slot(1), Duration::ZERO, now + SECOND);
+        schedule.seen(Slot(1), now + SECOND);
         assert_eq!(schedule.next(now + SECOND), Step::RestUntil(now + 5 * SECOND), "the minimum interval still holds");
+    }
+
+    #[test]
+    fn when_half_of_the_places_fall_silent_only_those_heard_of_since_go_first() {
+        let mut schedule = Schedule::new(rules(8));
+        for n in 0..40 {
+            schedule.add(Slot(n), PACE, true, Duration::ZERO);
+        }
+        let mut now = Duration::ZERO;
+        for _ in 0..40 {
+            while let Step::RestUntil(due) = schedule.next(now) {
+                now = due;
+            }
+            let slot = schedule.entries.iter().find(|(_, entry)| entry.in_flight).map(|(slot, _)| *slot).unwrap();
+            schedule.finish(slot, Outcome::Answered, now);
+        }
+        // Nobody answers any more. Four are asked, then a moment passes; the fifth already stands in doubt.
+        now += 20 * SECOND;
+        let ask = |schedule: &mut Schedule, now| match schedule.next(now) {
+            Step::Poll { slot, standing, .. } => Some((slot, standing)),
+            _ => None,
+        };
+        for _ in 0..4 {
+            assert_eq!(ask(&mut schedule, now).unwrap().1, Standing::Answering);
+        }
+        assert_eq!(schedule.alarm(), None);
+        now += SLOW;
+        let mut suspects = Vec::new();
+        while let Some((slot, standing)) = ask(&mut schedule, now) {
+            assert_eq!(standing, Standing::Suspect);
+            suspects.push(slot);
+        }
+        assert!(schedule.alarm().is_some());
+        assert_eq!(suspects.len(), 2, "with those that are slow, three quarters of the places");
+        // The last quarter is for those that are heard of.
+        let alive = schedule.suspect.last().unwrap().1;
+        assert!(schedule.is_missed(alive));
+        schedule.seen(alive, now);
+        assert!(!schedule.is_missed(alive));
+        assert_eq!(ask(&mut schedule, now), Some((alive, Standing::Answering)));
+        schedule.finish(alive, Outcome::Answered, now);
+        schedule.seen(suspects[0], now); // it answers a probe while it is being asked: that changes nothing
+        schedule.finish(suspects[0], Outcome::Failed(Failure::Timeout), now + 5 * SECOND);
+        schedule.finish(suspects[1], Outcome::Answered, now + 5 * SECOND);
+        assert!(!schedule.is_missed(suspects[1]) && schedule.is_missed(suspects[0]));
+        let more: Vec<_> = std::iter::from_fn(|| ask(&mut schedule, now + 5 * SECOND)).collect();
+        assert_eq!(more.len(), 2, "{more:?}");
+        assert!(more.iter().all(|(_, standing)| *standing == Standing::Suspect));
     }
 
     #[test]
@@ -564,7 +701,7 @@ mod tests {
                         running.insert((now + Duration::from_millis(random.u64(1..3_000)), slot, standing));
                         let standing = |least| running.iter().filter(|(_, _, standing)| *standing >= least).count();
                         prop_assert!(standing(Standing::Doubtful) <= rules.doubtful_places(), "too many in doubt");
-                        prop_assert!(standing(Standing::Hearsay) <= rules.unproven_places(), "too many unproven");
+                        prop_assert!(standing(Standing::Suspect) <= rules.unproven_places(), "too many unproven");
                         if let Some(last) = last_asked.insert(slot, now) {
                             let least = pace(paces[slot.0 as usize]).least.max(rules.min_interval);
                             prop_assert!(now - last >= least, "asked too often");
@@ -589,6 +726,7 @@ mod tests {
                         let any = Slot(random.u32(..paces.len() as u32));
                         match random.u8(..) {
                             0..5 => schedule.hasten(any, SECOND * random.u32(..40), now),
+                            20..25 => schedule.seen(any, now),
                             5..15 => {
                                 let wish = schedule.request(any, now);
                                 let is_running = running.iter().any(|(_, slot, _)| *slot == any);
