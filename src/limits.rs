@@ -117,8 +117,8 @@ pub const BACKUP_TIME: Duration = Duration::from_secs(600);
 
 // ---- rollup ----
 
-/// How many polling intervals a reading holds when nothing follows it; after that nothing counts as observed.
-pub const HOLD_INTERVALS: i64 = 3;
+/// How many polling intervals a reading holds when nothing follows it; after that nothing counts as observed, or as live.
+pub const HOLD_INTERVALS: u32 = 3;
 /// The most buckets in one blob: a year of days, with room.
 pub const BLOB_BUCKETS: usize = 400;
 

@@ -9,9 +9,6 @@ use crate::reading::{DeviceId, Reading};
 use crate::store::Store;
 use crate::units::{MilliwattHours, UnixMillis};
 
-/// Intervals for which a reading holds: the rule of the energy account, and of what counts as live.
-const INTERVALS_HELD: u32 = 3;
-
 /// A device's newest reading, now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latest {
@@ -73,6 +70,6 @@ impl Latest {
 /// How much longer a value of this age is live. None when it is not: a plug that answers may still keep silent about one
 /// outlet.
 fn live_for(plug: &Plug, age: Duration) -> Option<Duration> {
-    let held = plug.interval.saturating_mul(INTERVALS_HELD).saturating_add(limits::POLL_BUDGET);
+    let held = plug.interval.saturating_mul(limits::HOLD_INTERVALS).saturating_add(limits::POLL_BUDGET);
     held.checked_sub(age).filter(|_| plug.presence == Presence::Online)
 }

@@ -147,7 +147,7 @@ impl Who {
             id,
             alias: plug.map_or_else(String::new, |plug| plug.device_name(id).to_owned()),
             latest: Latest::of(id, fleet, store, now),
-            hold_ms: i64::try_from(interval.as_millis()).unwrap_or(0).saturating_mul(limits::HOLD_INTERVALS),
+            hold_ms: i64::try_from(interval.as_millis()).unwrap_or(0).saturating_mul(limits::HOLD_INTERVALS.into()),
         }
     }
 }
@@ -265,12 +265,12 @@ async fn cuts(store: &Store, who: &[Who], from: UnixMillis, to: UnixMillis) -> R
     }
     let mut cuts: Vec<Cut> = who.iter().map(|who| Cut::new(who.hold_ms, from, to)).collect();
     let numbers: Vec<_> = who.iter().map(|who| store.number(who.id)).collect();
-    // The reading before the window may hold into it.
+    // The reading before the part may hold into it, and the one after it.
     let hold = who.iter().map(|who| who.hold_ms).max().unwrap_or(0);
     let mut scan = Scan {
         devices: numbers.iter().flatten().copied().collect(),
         from: from.plus(-hold),
-        to,
+        to: to.plus(hold),
         order: Order::Ascending,
         after: None,
         limit: limits::EXPORT_ROWS,
@@ -312,24 +312,37 @@ impl Cut {
         if reading.voltage.is_some_and(|voltage| !voltage.is_plausible()) {
             return;
         }
-        self.hold_until(reading.time);
+        self.hold_until(reading.time, Some(reading));
         self.bucket.readings += u32::from((self.from..self.to).contains(&reading.time));
         self.last = Some(*reading);
     }
 
-    fn hold_until(&mut self, time: UnixMillis) {
+    /// The last reading holds until `time`; half of that time is that of the reading which comes then.
+    fn hold_until(&mut self, time: UnixMillis, next: Option<&Reading>) {
         let Some(last) = self.last else { return };
-        let until = time.min(last.time.plus(self.hold_ms)).min(self.to);
-        let Ok(millis) = u64::try_from(until.since(last.time.max(self.from))) else { return };
+        let until = time.min(last.time.plus(self.hold_ms));
+        match next.filter(|_| until == time) {
+            Some(next) => {
+                let turn = last.time.plus(until.since(last.time) / 2);
+                self.hold(&last, last.time, turn);
+                self.hold(next, turn, until);
+            }
+            None => self.hold(&last, last.time, until),
+        }
+    }
+
+    /// A reading stands for a span of time; what of it lies outside the part does not count.
+    fn hold(&mut self, reading: &Reading, from: UnixMillis, until: UnixMillis) {
+        let Ok(millis) = u64::try_from(until.min(self.to).since(from.max(self.from))) else { return };
         if millis == 0 {
             return;
         }
         let held = Duration::from_millis(millis);
-        self.power = self.power.saturating_add(u64::from(last.power.get()).saturating_mul(millis));
+        self.power = self.power.saturating_add(u64::from(reading.power.get()).saturating_mul(millis));
         self.bucket.observed = self.bucket.observed.saturating_add(held);
-        let range = self.bucket.range.unwrap_or(PowerRange { min: last.power, max: last.power });
-        self.bucket.range = Some(PowerRange { min: range.min.min(last.power), max: range.max.max(last.power) });
-        if let Some(relay) = last.relay {
+        let range = self.bucket.range.unwrap_or(PowerRange { min: reading.power, max: reading.power });
+        self.bucket.range = Some(PowerRange { min: range.min.min(reading.power), max: range.max.max(reading.power) });
+        if let Some(relay) = reading.relay {
             let on = if relay == Relay::On { held } else { Duration::ZERO };
             self.bucket.on = Some(self.bucket.on.unwrap_or_default().saturating_add(on));
         }
@@ -337,7 +350,7 @@ impl Cut {
 
     /// The part, with its share of the energy of the `whole` quarter hour. None when nothing was observed in it.
     fn finish(mut self, whole: &Bucket) -> Option<Bucket> {
-        self.hold_until(self.to);
+        self.hold_until(self.to, None);
         // A gap that was marked ends a hold; readings alone do not tell it.
         let observed = self.bucket.observed.min(whole.observed);
         let power = (self.power / 1_000).min(whole.power.get());
@@ -404,19 +417,19 @@ mod tests {
             relay: Some(Relay::On),
         };
         let mut cut = Cut::new(30_000, from, to);
-        // Holds 25 s into the window; then 100 W for a minute, then 300 W that hold for 30 s and no longer.
+        // The first stands for 10 s of the window; then 100 W for a minute, then 300 W that hold for 30 s and no longer.
         for (time, power) in [(-5_000, 50_000), (25_000, 100_000), (55_000, 100_000), (85_000, 300_000)] {
             cut.push(&reading(time, power));
         }
         let whole = Bucket {
             energy: MilliwattHours::new(10_000).unwrap(),
-            power: Millijoules::new(32_500_000),
+            power: Millijoules::new(40_000_000),
             observed: Duration::from_secs(900),
             ..Bucket::empty(quarter_hour(from))
         };
         let part = cut.finish(&whole).unwrap();
-        // 25 s x 50 W + 60 s x 100 W + 30 s x 300 W = 16,250 J: half of the quarter hour's.
-        assert_eq!((part.energy.get(), part.power.get()), (5_000, 16_250_000));
+        // 10 s x 50 W + 60 s x 100 W + 45 s x 300 W = 20,000 J: half of the quarter hour's.
+        assert_eq!((part.energy.get(), part.power.get()), (5_000, 20_000_000));
         assert_eq!((part.observed.as_secs(), part.on), (115, Some(Duration::from_secs(115))));
         assert_eq!((part.readings, part.start), (3, from));
         let range = part.range.unwrap();

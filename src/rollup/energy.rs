@@ -7,6 +7,15 @@
 //!
 //! All sums are whole mW ms, so that nothing is rounded away; [`MILLIWATT_HOUR`] of them are one mWh.
 //!
+//! A reading stands for the time around it, up to the middle between it and its neighbours. The load changed at an
+//! unknown moment between two readings; taking the middle is right on average for a rise and for a fall, however long
+//! the time between them was, so that intervals which adapt to the load bias neither energy nor means. Holding the
+//! earlier reading instead would lose energy: a rise is noticed late, after a long interval, a fall soon, after a short
+//! one. Before a gap a reading stands for all of its hold.
+//!
+//! The counter says more about long times between readings ([`COUNTER_LAG`]): when it contradicts a change in the middle,
+//! it tells where the change was, or that something came and went unseen.
+//!
 //! How the counter is read:
 //!
 //! | the counter | taken as |
@@ -34,6 +43,8 @@ const MOST: u64 = MILLIWATT_HOUR * 1_000_000_000_000;
 const OUTLET: u64 = 5_000_000;
 /// The counter's step unless it shows a finer one: 1 Wh.
 const COUNTER_STEP: u64 = 1_000;
+/// How far a counter may lag behind what is drawn, in ms. What lies within it is no contradiction to the power.
+pub(super) const COUNTER_LAG: u64 = 60_000;
 /// Falls of so many steps are rounding inside the plug, unless a restart explains them.
 const WOBBLE_STEPS: u64 = 2;
 
@@ -93,12 +104,16 @@ struct Track {
 pub(super) struct Piece {
     /// Where the settled hold begins,
     pub from: UnixMillis,
+    /// up to where it is the earlier reading's, from where on the later one's,
+    pub turn: UnixMillis,
     /// where it ends (what follows, up to `to`, was not observed),
     pub until: UnixMillis,
     /// and the entry itself.
     pub to: UnixMillis,
-    /// The power held, in mW.
+    /// The power held before the turn, in mW,
     pub power: u64,
+    /// and after it.
+    pub after: u64,
     /// Energy over the hold, in mW ms.
     pub gain: u64,
     /// Energy that only a counter saw, while nobody looked; booked at `to`.
@@ -108,14 +123,46 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// The energy of the hold up to `time`: the power held as long as it lasts, and what the counter saw beyond it
-    /// evenly. So no part of a hold has more than the outlet can carry.
+    /// The integral of the power held up to `time`.
+    fn measured_by(&self, time: UnixMillis) -> u64 {
+        let time = time.min(self.until);
+        let before = self.power.saturating_mul(millis(self.from, time.min(self.turn)));
+        before.saturating_add(self.after.saturating_mul(millis(self.turn, time)))
+    }
+
+    /// The energy of the hold up to `time`: the power held as long as it lasts, and what the counter saw beyond it where
+    /// the outlet could carry more. So no part of a hold has more than that.
     pub fn gained_by(&self, time: UnixMillis) -> u64 {
-        let (part, whole) = (millis(self.from, time), millis(self.from, self.until));
-        let beyond = self.gain.saturating_sub(self.power.saturating_mul(whole));
-        let share = u128::from(beyond) * u128::from(part.min(whole)) / u128::from(whole.max(1));
-        let share = u64::try_from(share).unwrap_or(beyond);
-        self.power.saturating_mul(part).saturating_add(share).min(self.gain)
+        let (part, whole) = (self.measured_by(time), self.measured_by(self.until));
+        let beyond = self.gain.saturating_sub(whole);
+        let room = |time: UnixMillis, measured| {
+            OUTLET.saturating_mul(millis(self.from, time.min(self.until))).saturating_sub(measured)
+        };
+        let share = u128::from(beyond) * u128::from(room(time, part)) / u128::from(room(self.until, whole).max(1));
+        part.saturating_add(u64::try_from(share).unwrap_or(beyond)).min(self.gain)
+    }
+
+    /// Heeds a counter that went from `track` to `value` in steps of `step`. Where what it rose by contradicts the power held
+    /// by more than a step, the change between the two readings moves to where the counter has it. Where no moment of
+    /// change explains it, and no lag of the counter, something came and went unseen: its mean power is held throughout.
+    fn heed(&mut self, track: &Track, value: u64, step: u64) {
+        let span = millis(self.from, self.until);
+        let rise = value.saturating_sub(track.value).saturating_mul(MILLIWATT_HOUR);
+        if span < COUNTER_LAG || rise == 0 || self.has_gap() || rise.abs_diff(track.since_rise) <= step {
+            return;
+        }
+        let held = self.measured_by(self.until);
+        let energy = held.saturating_add(rise).saturating_sub(track.since_rise).min(OUTLET.saturating_mul(span));
+        let (low, high) = (self.power.min(self.after), self.power.max(self.after));
+        let (least, most) = (low.saturating_mul(span), high.saturating_mul(span));
+        let slack = high.saturating_mul(COUNTER_LAG).saturating_add(step);
+        if energy.saturating_add(slack) < least || energy > most.saturating_add(slack) {
+            (self.power, self.after) = (energy / span, energy / span);
+        } else if low < high {
+            // power x s + after x (span - s) = energy
+            let s = energy.clamp(least, most).abs_diff(self.after.saturating_mul(span)) / (high - low);
+            self.turn = self.from.plus(i64::try_from(s.min(span)).unwrap_or(i64::MAX));
+        }
     }
 
     /// Whether some of its time was not observed.
@@ -200,7 +247,7 @@ impl Energy {
         match entry {
             Entry::Gap { time } => {
                 let last = self.last.filter(|last| *time >= last.at)?;
-                let piece = self.draw(last, *time);
+                let piece = self.draw(last, *time, None);
                 let piece = Piece { gain: self.add(piece.gain), ..piece };
                 self.last = Some(Last { at: *time, from: piece.until, until: piece.until, ..last });
                 Some(piece)
@@ -214,10 +261,11 @@ impl Energy {
         if reading.voltage.is_some_and(|voltage| !voltage.is_plausible()) {
             return None;
         }
+        let power = u64::from(reading.power.get());
         let mut piece = match self.last {
-            None => Piece { from: time, until: time, to: time, ..Piece::default() },
+            None => Piece { from: time, turn: time, until: time, to: time, ..Piece::default() },
             Some(last) if time < last.at => return None,
-            Some(last) => self.draw(last, time),
+            Some(last) => self.draw(last, time, Some(power)),
         };
         let mut fresh = piece.gain;
         let step = self.step_exact(); // a finer one learnt now holds from the next reading on
@@ -226,7 +274,8 @@ impl Energy {
             piece.gain = self.add(fresh);
             fresh = 0;
         }
-        let power = u64::from(reading.power.get());
+        // Only a counter that was seen at the reading before, and is not in doubt, can tell of the time since then.
+        let track = self.track.filter(|track| track.seen == piece.from && self.other.is_none());
         let counted =
             reading.counter.map(|counter| self.judge(counter.get(), time, power.max(piece.power), fresh, &mut piece));
         let wanted = self.total.saturating_add(fresh);
@@ -234,6 +283,12 @@ impl Energy {
             Some(counted) => wanted.clamp(counted, counted.saturating_add(step)),
             None => wanted,
         };
+        if let Some((track, counter)) = track.zip(reading.counter)
+            && !piece.restart
+            && !piece.spike
+        {
+            piece.heed(&track, counter.get(), step);
+        }
         let unsettled = millis(if piece.has_gap() { piece.until } else { piece.from }, time);
         let gain = wanted.saturating_sub(self.total).min(OUTLET.saturating_mul(unsettled));
         let gain = self.add(gain);
@@ -245,17 +300,21 @@ impl Energy {
         self.last = Some(Last {
             at: time,
             from: time,
-            until: time.plus(i64::from(interval_ms).saturating_mul(limits::HOLD_INTERVALS)),
+            until: time.plus(i64::from(interval_ms).saturating_mul(limits::HOLD_INTERVALS.into())),
             power,
         });
         Some(piece)
     }
 
-    /// What the hold is worth as of `now`, nothing changed: not more than what will be settled. `None` before the first
-    /// reading and for a time before the last entry.
+    /// What of the hold is certain as of `now`, nothing changed: the next reading may come at once and then stands for the
+    /// later half. `None` before the first reading and for a time before the last entry.
     pub(super) fn outlook(&self, now: UnixMillis) -> Option<Piece> {
         let last = self.last.filter(|last| now >= last.at)?;
-        let mut piece = piece(&last, now);
+        let mut piece = piece(&last, now, Some(0));
+        if !piece.has_gap() {
+            (piece.until, piece.to) = (piece.turn, piece.turn);
+            piece.gain = piece.measured_by(piece.until);
+        }
         // The next value of the counter may go on from either.
         if let Some(counted) = [&self.track, &self.other].into_iter().flatten().map(|track| track.counted).min() {
             let most = counted.saturating_add(self.step_exact());
@@ -265,9 +324,10 @@ impl Energy {
         Some(piece)
     }
 
-    /// The hold up to `time`, told to the counter's tracks but not yet in the total.
-    fn draw(&mut self, last: Last, time: UnixMillis) -> Piece {
-        let piece = piece(&last, time);
+    /// The hold up to `time`, told to the counter's tracks but not yet in the total. `after` is the power of a reading at
+    /// that time.
+    fn draw(&mut self, last: Last, time: UnixMillis, after: Option<u64>) -> Piece {
+        let piece = piece(&last, time, after);
         for track in [&mut self.track, &mut self.other].into_iter().flatten() {
             track.since_seen = track.since_seen.saturating_add(piece.gain);
             track.since_rise = track.since_rise.saturating_add(piece.gain);
@@ -354,11 +414,17 @@ impl Track {
     }
 }
 
-/// The hold up to `time` with the energy of the power held.
-fn piece(last: &Last, time: UnixMillis) -> Piece {
+/// The hold up to `time` with the energy of the power held: that of the last reading, from the middle on that of the one
+/// at `time` where there is one.
+fn piece(last: &Last, time: UnixMillis, after: Option<u64>) -> Piece {
     let until = last.until.min(time).max(last.from);
-    let gain = last.power.saturating_mul(millis(last.from, until));
-    Piece { from: last.from, until, to: time, power: last.power, gain, ..Piece::default() }
+    let (turn, after) = match after.filter(|_| until == time) {
+        Some(after) => (last.from.plus(until.since(last.from) / 2), after),
+        None => (until, last.power),
+    };
+    let mut piece = Piece { from: last.from, turn, until, to: time, power: last.power, after, ..Piece::default() };
+    piece.gain = piece.measured_by(until);
+    piece
 }
 
 /// Milliseconds from one time to a later one; 0 when it is not later.

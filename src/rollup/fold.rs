@@ -4,8 +4,9 @@
 //! gives the same buckets, each once, in order of time; that the energies of the buckets add up to the difference of
 //! [`Energy::total`] at their borders, exactly; and that asking for the unfinished buckets changes nothing.
 //!
-//! A bucket is finished by the first entry at or after its end: only then is it known how long the last reading in it
-//! held, and what the counter says of that time. Energy between two readings is split at a border by the power held.
+//! A bucket is finished by the first entry at or after its end: only then is it known for what time the last reading in it
+//! stands, and what the counter says of that time. Energy between two readings is split at a border by the power held.
+//! A reading after a border stands for some time before it, so that its power and switch count there too.
 
 use std::time::Duration;
 
@@ -92,13 +93,15 @@ impl Fold {
 
     /// Takes the next entry and hands every bucket that it finishes to `emit`, in order of time.
     ///
-    /// `interval_ms` is the polling interval in force: a reading holds until the next entry, at most three intervals.
+    /// `interval_ms` is the polling interval in force: a reading holds at most three intervals, and half the way to the next
+    /// reading when that comes before.
     /// Entries come in order of time; one before the last is passed over. Buckets without observation and energy are
     /// not emitted.
     pub fn push(&mut self, entry: &Entry, interval_ms: u32, mut emit: impl FnMut(Bucket)) {
         let before = self.energy.exact();
         let Some(piece) = self.energy.settle(entry, interval_ms) else { return };
-        self.spread(&piece, before, &mut emit);
+        let relay = if let Entry::Reading(reading) = entry { reading.relay } else { None };
+        self.spread(&piece, relay, before, &mut emit);
         let Entry::Reading(reading) = entry else { return };
         let open = self.open.get_or_insert(Open::new(quarter_hour(piece.to)));
         open.readings = open.readings.saturating_add(1);
@@ -115,33 +118,37 @@ impl Fold {
         self.relay = reading.relay;
     }
 
-    /// The buckets not yet emitted as of `now`, the last reading held on: usually one, more when a hold spans a border.
+    /// The buckets not yet emitted as of `now`, the last reading held on half the way: usually one, more when a hold spans
+    /// a border.
     ///
-    /// Nothing is changed. No energy here is larger than what the bucket will have when it is finished; time before
-    /// the last entry is taken as that entry's.
+    /// Nothing is changed. All energy here together is never more than what the next entry at or after `now` makes it;
+    /// time before the last entry is taken as that entry's.
     pub fn peek(&self, now: UnixMillis, mut emit: impl FnMut(Bucket)) {
         let mut copy = self.clone();
         let mut booked = self.energy.exact();
         if let Some(piece) = self.energy.outlook(now) {
-            copy.spread(&piece, booked, &mut emit);
+            copy.spread(&piece, None, booked, &mut emit);
             booked = booked.saturating_add(piece.gain);
         }
         copy.close(booked, &mut emit);
     }
 
-    /// Gives the settled time to the buckets it lies in. `before` is T where it begins.
-    fn spread(&mut self, piece: &Piece, before: u64, emit: &mut impl FnMut(Bucket)) {
+    /// Gives the settled time to the buckets it lies in. `after` is the switch as of the entry, `before` is T where it
+    /// begins.
+    fn spread(&mut self, piece: &Piece, after: Option<Relay>, before: u64, emit: &mut impl FnMut(Bucket)) {
         let mut at = piece.from;
         while at < piece.until {
             let start = quarter_hour(at);
-            let end = start.plus(QUARTER_HOUR_MS).min(piece.until);
+            let is_before = at < piece.turn;
+            let (power, relay) = if is_before { (piece.power, self.relay) } else { (piece.after, after) };
+            let end = start.plus(QUARTER_HOUR_MS).min(if is_before { piece.turn } else { piece.until });
             if end <= at {
                 break; // the end of time
             }
             if self.open.is_some_and(|open| open.start != start) {
                 self.close(before.saturating_add(piece.gained_by(at)), emit);
             }
-            self.open.get_or_insert(Open::new(start)).hold(piece.power, self.relay, millis(at, end));
+            self.open.get_or_insert(Open::new(start)).hold(power, relay, millis(at, end));
             at = end;
         }
         if let Some(open) = &mut self.open {

@@ -268,16 +268,88 @@ fn an_impossible_voltage_a_repeat_and_a_row_out_of_order_change_nothing() {
 fn energy_is_split_at_a_border_by_the_power_held() {
     let entries = [reading(900_000 - 10_000, 360_000, None), reading(900_000 + 20_000, 0, None)];
     let (buckets, _) = fold(&entries, 60_000, 920_000);
-    assert_eq!(buckets.iter().map(|b| b.energy.get()).collect::<Vec<_>>(), [1_000, 2_000]);
-    assert_eq!(buckets.iter().map(|b| b.power.get()).collect::<Vec<_>>(), [3_600_000, 7_200_000]);
-    assert_eq!(buckets[1].on, Some(Duration::from_secs(20)));
+    assert_eq!(buckets.iter().map(|b| b.energy.get()).collect::<Vec<_>>(), [1_000, 500]);
+    assert_eq!(buckets.iter().map(|b| b.power.get()).collect::<Vec<_>>(), [3_600_000, 1_800_000]);
+    assert_eq!(buckets[1].on, Some(Duration::from_secs(5)), "to the middle of the two readings");
+    assert_eq!(buckets[1].observed, Duration::from_secs(20));
     assert_eq!((buckets[0].readings, buckets[1].readings), (1, 1));
+}
+
+/// Readings of a load at `times`, in s, with a counter in steps of `step_mwh` that moves once in `burst` s.
+fn sampled(load: impl Fn(i64) -> i64, times: &[i64], step_mwh: i64, burst: i64) -> Vec<Entry> {
+    let (mut drawn, mut second) = (0, 0);
+    let mut entries = Vec::new();
+    for time in times {
+        while second < *time / burst * burst {
+            drawn += load(second);
+            second += 1;
+        }
+        entries.push(reading(time * 1_000, load(*time), Some(drawn / 3_600 / step_mwh * step_mwh)));
+    }
+    entries
+}
+
+#[test]
+fn intervals_that_follow_the_load_bias_neither_energy_nor_mean_nor_time_on() {
+    // On for 20 minutes of each hour; asked each 40 s while calm, each 5 s for a while after a change. Held readings would
+    // lose 1.5 % here: a rise is noticed after a long time, a fall as well, but what follows a fall is short.
+    for counts in [false, true] {
+        let (mut random, mut entries) = (fastrand::Rng::with_seed(5), Vec::new());
+        let (mut now, mut on, mut shift, mut since_change, mut last) = (0, 0, 0, 0, false);
+        let is_on = |second: i64, shift: i64| (shift..shift + 1_200).contains(&(second % 3_600));
+        while now < 1_000 * 3_600 {
+            let is_running = is_on(now, shift);
+            since_change = if is_running == last { since_change + 1 } else { 0 };
+            last = is_running;
+            let counter = counts.then_some(on * 90 / 3_600 * 1_000);
+            entries.push(reading(now * 1_000, if is_running { 90_000 } else { 0 }, counter));
+            for _ in 0..if since_change < 8 { 5 } else { 40 } {
+                on += i64::from(is_on(now, shift));
+                now += 1;
+                if now % 3_600 == 0 {
+                    shift = random.i64(0..2_400);
+                }
+            }
+        }
+        let whole = Bucket::sum(fold(&entries, 40_000, now * 1_000).0).unwrap();
+        let (kilojoules, seconds) = (whole.power.get() as f64 / 1e6, whole.on.unwrap().as_secs_f64());
+        near(whole.energy.get() as f64 * 3.6e-3 / (on as f64 * 0.09), 1.0, 0.003);
+        near(kilojoules / (on as f64 * 0.09), 1.0, 0.003);
+        near(seconds / on as f64, 1.0, 0.003);
+    }
+}
+
+#[test]
+fn a_counter_says_when_the_load_changed_and_what_nobody_saw() {
+    let fold =
+        |entries: &[Entry]| Bucket::sum(fold(entries, 240_000, entries.last().unwrap().time().since(at(0))).0).unwrap();
+    // On 30 s after a reading, next read 210 s later.
+    let late = fold(&sampled(|t| if t >= 270 { 2_000_000 } else { 0 }, &[0, 240, 480], 1, 1));
+    near(late.power.get() as f64 / 2e6, 210.0, 0.01);
+    assert_eq!(late.range.unwrap().max.get(), 2_000_000);
+    // A kettle that nobody saw.
+    let unseen = fold(&sampled(|t| if (300..420).contains(&t) { 2_000_000 } else { 0 }, &[0, 240, 480], 1_000, 1));
+    near(unseen.power.get() as f64 / 1e6, 240.0, 3.6);
+    let max = u64::from(unseen.range.unwrap().max.get());
+    assert!(max * 240 <= 240_000_000 && max * 240 >= 230_000_000, "the least that it can have been at most");
+    // A counter that moves once a minute invents no peaks.
+    let times: Vec<i64> = (0..40).map(|n| n * 130).collect();
+    for load in [(|_| 2_000_000) as fn(i64) -> i64, |t| if t < 1_000 { 2_000_000 } else { 0 }] {
+        let (with, mut without) = (sampled(load, &times, 1_000, 60), sampled(load, &times, 1_000, 60));
+        for entry in &mut without {
+            let Entry::Reading(reading) = entry else { unreachable!() };
+            reading.counter = None;
+        }
+        assert_eq!(fold(&with).range, fold(&without).range);
+        near(fold(&with).power.get() as f64, fold(&without).power.get() as f64, 2e6 * 65.0);
+    }
 }
 
 #[test]
 fn the_relay_is_unknown_where_nobody_said() {
     let Entry::Reading(r) = reading(0, 1_000, None) else { unreachable!() };
-    let entries = [Entry::Reading(Reading { relay: None, ..r }), reading(900_000, 0, None)];
+    let silent = [0, 900_000].map(|time| Entry::Reading(Reading { time: at(time), relay: None, ..r }));
+    let entries = [silent[0], silent[1], reading(1_800_000, 0, None)];
     let (buckets, _) = fold(&entries, 900_000, 1_800_000);
     assert_eq!(buckets.iter().map(|b| b.on).collect::<Vec<_>>(), [None, Some(Duration::ZERO)]);
 }
@@ -366,17 +438,24 @@ fn entries_of(events: &[Event], step: i64) -> Vec<Entry> {
     entries
 }
 
-/// Second by second, without counters: who holds power now? All times are whole seconds.
+/// Second by second, without counters: whose power counts now? All times are even seconds.
 fn by_the_second(entries: &[Entry], interval_ms: i64) -> BTreeMap<i64, (u64, u64, u64, u64, u64, u64)> {
     let mut buckets = BTreeMap::new(); // start -> observed s, power mW s, min, max, on s, seconds of gap
     let last = entries.last().unwrap().time().since(at(0)) / 1_000;
     for second in 0..last {
         let now = at(second * 1_000);
-        let entry = entries.iter().rev().find(|entry| entry.time() <= now);
+        let here = entries.iter().rposition(|entry| entry.time() <= now);
+        let entry = here.map(|here| (entries[here], entries[here + 1]));
         let seen = entries.iter().any(|e| matches!(e, Entry::Reading(r) if r.time <= now));
         let slot = buckets.entry(quarter_hour(now).get()).or_insert((0, 0, u64::MAX, 0, 0, 0));
         match entry {
-            Some(Entry::Reading(r)) if now.since(r.time) < 3 * interval_ms => {
+            Some((Entry::Reading(r), next)) if now.since(r.time) < 3 * interval_ms => {
+                // The nearer of two readings, if no gap is between them.
+                let is_held = next.time().since(r.time) <= 3 * interval_ms;
+                let r = match next {
+                    Entry::Reading(next) if is_held && next.time.since(now) <= now.since(r.time) => next,
+                    _ => r,
+                };
                 let power = u64::from(r.power.get());
                 slot.0 += 1;
                 slot.1 += power;
@@ -395,13 +474,13 @@ proptest! {
 
     #[test]
     fn buckets_are_what_counting_every_second_gives(
-        steps in proptest::collection::vec((prop_oneof![8 => 1..90_i64, 1 => 1..3_000_i64], 0..3_000_000_i64, 0..9_u8), 2..80),
+        steps in proptest::collection::vec((prop_oneof![8 => 1..45_i64, 1 => 1..1_500_i64], 0..3_000_000_i64, 0..9_u8), 2..80),
         interval in 10_000..60_000_u32,
     ) {
         let interval = interval / 1_000 * 1_000;
         let (mut now, mut entries) = (0, Vec::new());
         for (after, power, kind) in steps {
-            now += after * 1_000;
+            now += after * 2_000;
             entries.push(if kind == 0 { gap(now) } else { reading(now, power, None) });
         }
         let (buckets, _) = fold(&entries, interval, now);
@@ -429,15 +508,16 @@ proptest! {
         // The plug's power is off by some percent; the counter is honest.
         let (step, interval) = (1_000, 10_000);
         let mut energy = Energy::with_step(MilliwattHours::new(step).unwrap());
-        let (mut total, mut first, mut held) = (0, None, 0);
+        let (mut total, mut first, mut last) = (0, None, None);
         for entry in honest(&powers, interval, step) {
             let Entry::Reading(r) = entry else { unreachable!() };
             let shown = (i64::from(r.power.get()) * off / 100).min(5_000_000);
             energy.push(&Entry::Reading(Reading { power: Milliwatts::new(shown).unwrap(), ..r }), 10_000);
             let counter = r.counter.unwrap().get() as i64;
             let counted = (counter - *first.get_or_insert(counter)) * 3_600_000;
+            let held = last.map_or(0, |last| (last + shown) * (interval / 2));
             total = (total + held).clamp(counted, counted + step * 3_600_000);
-            held = shown * interval;
+            last = Some(shown);
             prop_assert_eq!(energy.exact() as i64, total);
         }
     }
@@ -478,8 +558,6 @@ proptest! {
         let (mut fold, mut last, mut shown) = (Fold::new(), (at(0), 0), 0);
         for entry in &entries {
             // What was foretold for this moment is never taken back.
-            let mut foretold = BTreeMap::new();
-            fold.peek(entry.time(), |bucket| { foretold.insert(bucket.start, bucket.energy); });
             let (before, expected) = (fold.energy().exact(), fold.energy().total_at(entry.time()).get());
             prop_assert!(expected >= shown);
             let mut late = false;
@@ -487,7 +565,6 @@ proptest! {
                 late |= bucket.flags.contains(Flags::BOOKED_LATE);
                 let most = 5_000_000 * bucket.observed.as_millis() as u64 / MILLIWATT_HOUR + 1;
                 assert!(late || bucket.energy.get() <= most, "{bucket:?}");
-                assert!(bucket.energy >= foretold.get(&bucket.start).copied().unwrap_or_default());
             });
             if !matches!(entry, Entry::Reading(r) if !r.voltage.unwrap().is_plausible()) {
                 shown = fold.energy().total().get();

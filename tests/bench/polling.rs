@@ -1,5 +1,5 @@
 //! What polling costs and loses: `cargo bench --bench polling -- adaptive` compares adaptive intervals with fixed ones on
-//! the same generated loads, in virtual time; `cargo bench --bench polling -- disk 60` runs the agent with 200 simulated
+//! the same generated loads, in virtual time, `... -- adaptive TRACES.csv.xz` on recorded ones; `cargo bench --bench polling -- disk 60` runs the agent with 200 simulated
 //! plugs on a disk whose sync takes 2 s and whose reads take 20 ms each, and measures polls and `/latest` meanwhile.
 #![allow(clippy::disallowed_methods)] // it measures real time
 
@@ -23,12 +23,13 @@ use wattd::limits;
 use wattd::plug::Tcp;
 use wattd::plug::discovery::Ports;
 use wattd::poll::adaptive::{Adaptive, Bounds};
-use wattd::reading::{DeviceId, Reading};
+use wattd::reading::{DeviceId, Entry, Reading};
+use wattd::rollup::Fold;
 use wattd::sim::{Fleet, FleetSpec, Load, Model, PlugSpec};
 use wattd::store::{Keeping, Store};
 use wattd::sys::Order;
 use wattd::sys::supervisor::Supervisor;
-use wattd::units::{Milliwatts, UnixMillis};
+use wattd::units::{MilliwattHours, Milliwatts, UnixMillis};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAYS: u64 = 7;
@@ -37,14 +38,35 @@ const SEEDS: u64 = 4;
 const RUNS: u32 = 20_000;
 const REST: f64 = 300.0;
 
-/// What polling made of one load.
+/// What flows, by the second, in milliwatts; none where a recording has a gap.
+type Truth = Vec<Option<u32>>;
+
+/// What polling made of one load, or of several.
 #[derive(Default)]
 struct Account {
     polls: u64,
-    joules: f64,
-    truth: f64,
+    /// Buckets of the readings' power alone, and with a counter of whole Wh beside it: joules, seconds, energy in Wh.
+    alone: (f64, f64, f64),
+    counted: (f64, f64, f64),
+    truth: (f64, f64),
+    /// Sums of how far quarter hours' means are off, in W, without and with the counter, and how many there were.
+    off: (f64, f64, u64),
     starts: Vec<f64>,
     missed: u64,
+}
+
+impl Account {
+    fn bias(got: (f64, f64, f64), truth: (f64, f64)) -> String {
+        let (mean, wanted) = (got.0 / got.1, truth.0 / truth.1);
+        if wanted > 0.0 { format!("{:+.2} %", (mean / wanted - 1.0) * 100.0) } else { "0".to_owned() }
+    }
+
+    fn late(&self) -> String {
+        let mut sorted = self.starts.clone();
+        sorted.sort_by(f64::total_cmp);
+        let Some(most) = sorted.last() else { return "-".to_owned() };
+        format!("mean {:.0} s, most {most:.0} s", sorted.iter().sum::<f64>() / sorted.len() as f64)
+    }
 }
 
 /// Finds the starts of cycles in a stream of readings.
@@ -55,8 +77,8 @@ struct Cycles {
 }
 
 impl Cycles {
-    fn note(&mut self, at: f64, power: Milliwatts) {
-        if power.get() >= RUNS {
+    fn note(&mut self, at: f64, milliwatts: u32) {
+        if milliwatts >= RUNS {
             if self.last_on.is_none_or(|last| at - last > REST) {
                 self.starts.push(at);
             }
@@ -65,29 +87,77 @@ impl Cycles {
     }
 }
 
-fn account(load: Load, seed: u64, adapts: bool, into: &mut Account) {
-    let base = 10 * SECOND;
+/// Polls `truth` from `begin` on, in virtual time, and rolls up what was read as the agent does.
+fn account(truth: &Truth, begin: f64, base: Duration, adapts: bool, into: &mut Account) {
     let bounds = Bounds { base, least: 5 * SECOND, most: limits::ADAPTIVE_LAST };
-    let end = SECOND * (DAYS as u32 * 86_400);
+    let mut drawn = vec![0_u64]; // mJ at each second
+    for power in truth {
+        drawn.push(drawn[drawn.len() - 1] + u64::from(power.unwrap_or(0)));
+    }
     let mut adaptive = Adaptive::default();
-    let (mut cycles, mut truth) = (Cycles::default(), Cycles::default());
-    let mut now = SECOND.mul_f64(seed as f64 * 2.37);
-    let begin = now.as_secs_f64().ceil();
-    while now < end {
-        let power = load.power(seed, now);
-        cycles.note(now.as_secs_f64(), power);
-        adaptive.note(0, power);
-        let interval = if adapts { adaptive.decide(bounds).0 } else { base };
+    let (mut cycles, mut all) = (Cycles::default(), Cycles::default());
+    let (mut alone, mut counted) = ((Fold::new(), Vec::new()), (Fold::new(), Vec::new()));
+    let mut observed = None; // the last reading's time and interval
+    let mut now = begin;
+    while (now as usize) < truth.len() {
         into.polls += 1;
-        into.joules += f64::from(power.get()) / 1e3 * interval.min(end - now).as_secs_f64();
-        now += interval;
+        let mut interval = base;
+        let time = |seconds: f64| UnixMillis::new((seconds * 1e3) as i64);
+        let entry = if let Some(power) = truth[now as usize] {
+            cycles.note(now, power);
+            let power = Milliwatts::new(power.into()).unwrap();
+            adaptive.note(0, power);
+            if adapts {
+                interval = adaptive.decide(bounds).0;
+            }
+            observed = Some((now, interval));
+            let counter = MilliwattHours::new((drawn[now as usize] / 3_600_000 * 1_000) as i64).unwrap();
+            let (voltage, current, relay) = (None, None, None);
+            Some(Reading { time: time(now), power, voltage, current, counter: Some(counter), relay })
+        } else {
+            adaptive.forget();
+            None
+        };
+        let entries = match entry {
+            Some(reading) => [Reading { counter: None, ..reading }, reading].map(Entry::Reading),
+            None => {
+                let Some((last, held)) = observed.take() else {
+                    now += base.as_secs_f64();
+                    continue;
+                };
+                [Entry::Gap { time: time((last + held.as_secs_f64()).min(now)) }; 2]
+            }
+        };
+        for ((fold, buckets), entry) in [&mut alone, &mut counted].into_iter().zip(entries) {
+            fold.push(&entry, interval.as_millis() as u32, |bucket| buckets.push(bucket));
+        }
+        now += interval.as_secs_f64();
     }
-    for second in begin as u64..DAYS * 86_400 {
-        let power = load.power(seed, SECOND * second as u32);
-        truth.note(second as f64, power);
-        into.truth += f64::from(power.get()) / 1e3;
+    for (buckets, sums, off) in
+        [(&alone.1, &mut into.alone, &mut into.off.0), (&counted.1, &mut into.counted, &mut into.off.1)]
+    {
+        for bucket in buckets {
+            sums.0 += bucket.power.get() as f64 / 1e3;
+            sums.1 += bucket.observed.as_secs_f64();
+            sums.2 += bucket.energy.get() as f64 / 1e3;
+            let start = (bucket.start.get() / 1_000) as usize;
+            if let Some(all) = truth.get(start..start + 900)
+                && all.iter().all(Option::is_some)
+                && bucket.observed >= 890 * SECOND
+            {
+                let mean = (drawn[start + 900] - drawn[start]) as f64 / 900.0;
+                *off += (f64::from(bucket.mean().unwrap().get()) - mean).abs() / 1e3;
+                into.off.2 += 1;
+            }
+        }
     }
-    for start in truth.starts {
+    for (second, power) in truth.iter().enumerate().skip(begin.ceil() as usize) {
+        let Some(power) = power else { continue };
+        all.note(second as f64, *power);
+        into.truth.0 += f64::from(*power) / 1e3;
+        into.truth.1 += 1.0;
+    }
+    for start in all.starts {
         match cycles.starts.iter().find(|found| (start - 1.0..start + REST).contains(*found)) {
             Some(found) => into.starts.push((found - start).max(0.0)),
             None => into.missed += 1,
@@ -95,47 +165,72 @@ fn account(load: Load, seed: u64, adapts: bool, into: &mut Account) {
     }
 }
 
-fn adaptive() {
-    println!(
-        "{DAYS} days, {SEEDS} plugs of each load, base 10 s, 5 s to 300 s; energy as held readings, without the counter"
-    );
-    println!(
-        "| load | polls saved | energy error, fixed | adaptive | start of a cycle late by, fixed | adaptive | cycles | missed, fixed | adaptive |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|");
-    let (mut all, mut all_fixed) = (0, 0);
-    for load in [Load::Fridge, Load::Kettle, Load::WashingMachine, Load::Standby, Load::Zero] {
-        let (mut fixed, mut adapted) = (Account::default(), Account::default());
-        for seed in 1..=SEEDS {
-            account(load, seed, false, &mut fixed);
-            account(load, seed, true, &mut adapted);
+/// Recorded loads: a CSV of device, appliance, time in ms and watts, one row for each 10 s; unpacked where it ends in .xz.
+fn traces(path: &str) -> Vec<(String, Vec<Truth>)> {
+    let text = if path.ends_with(".xz") {
+        let out = std::process::Command::new("xz").args(["-dc", path]).output().expect("xz unpacks the file");
+        String::from_utf8(out.stdout).unwrap()
+    } else {
+        std::fs::read_to_string(path).unwrap()
+    };
+    let mut loads: Vec<(String, String, Truth)> = Vec::new();
+    let mut begin = None;
+    for line in text.lines().skip(1) {
+        let fields: Vec<&str> = line.split(',').collect();
+        let [device, name, time, watts] = fields[..] else { panic!("{line:?} is not device,appliance,ts_ms,power_w") };
+        let seconds = time.parse::<usize>().unwrap() / 1_000;
+        let second = seconds - *begin.get_or_insert(seconds / 86_400 * 86_400);
+        if loads.last().is_none_or(|(last, ..)| last != device) {
+            loads.push((device.to_owned(), name.to_owned(), Truth::new()));
         }
-        let error = |a: &Account| {
-            if a.truth > 0.0 { format!("{:+.2} %", (a.joules / a.truth - 1.0) * 100.0) } else { "0".to_owned() }
-        };
-        let late = |a: &Account| {
-            let count = a.starts.len();
-            if count == 0 {
-                return "-".to_owned();
-            }
-            let mut sorted = a.starts.clone();
-            sorted.sort_by(f64::total_cmp);
-            format!("mean {:.0} s, most {:.0} s", sorted.iter().sum::<f64>() / count as f64, sorted[count - 1])
-        };
+        let truth = &mut loads.last_mut().unwrap().2;
+        truth.resize(second, None);
+        truth.resize(second + 10, Some((watts.parse::<f64>().unwrap() * 1e3) as u32));
+    }
+    loads.into_iter().map(|(device, name, truth)| (format!("{name} ({device})"), vec![truth])).collect()
+}
+
+fn generated() -> Vec<(String, Vec<Truth>)> {
+    let of = |load: Load, seed| (0..DAYS * 86_400).map(move |n| Some(load.power(seed, SECOND * n as u32).get()));
+    [Load::Fridge, Load::Kettle, Load::WashingMachine, Load::Standby, Load::Zero]
+        .map(|load| (load.to_string(), (1..=SEEDS).map(|seed| of(load, seed).collect()).collect()))
+        .into()
+}
+
+fn adaptive(loads: &[(String, Vec<Truth>)], base: Duration) {
+    println!("fixed {base:?} against adaptive, to {:?}:", limits::ADAPTIVE_LAST.min(base * 4));
+    println!(
+        "| load | polls saved | mean, fixed | adaptive | with a counter | energy with a counter | quarter hours off by, fixed \
+         | adaptive | with a counter | start of a cycle late by, fixed | adaptive | cycles | missed, fixed | adaptive |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+    let (mut all, mut all_fixed) = (0, 0);
+    for (name, truths) in loads {
+        let (mut fixed, mut adapted) = (Account::default(), Account::default());
+        for (seed, truth) in (1..).zip(truths) {
+            account(truth, f64::from(seed) * 2.37, base, false, &mut fixed);
+            account(truth, f64::from(seed) * 2.37, base, true, &mut adapted);
+        }
         let saved = 100.0 * (1.0 - adapted.polls as f64 / fixed.polls as f64);
+        let count = |account: &Account| account.off.2.max(2) as f64 / 2.0;
         println!(
-            "| {load} | {saved:.0} % | {} | {} | {} | {} | {} | {} | {} |",
-            error(&fixed),
-            error(&adapted),
-            late(&fixed),
-            late(&adapted),
+            "| {name} | {saved:.0} % | {} | {} | {} | {} | {:.2} W | {:.2} W | {:.2} W | {} | {} | {} | {} | {} |",
+            Account::bias(fixed.alone, fixed.truth),
+            Account::bias(adapted.alone, adapted.truth),
+            Account::bias(adapted.counted, adapted.truth),
+            Account::bias((adapted.counted.2 * 3_600.0, adapted.counted.1, 0.0), adapted.truth),
+            fixed.off.0 / count(&fixed),
+            adapted.off.0 / count(&adapted),
+            adapted.off.1 / count(&adapted),
+            fixed.late(),
+            adapted.late(),
             fixed.starts.len() as u64 + fixed.missed,
             fixed.missed,
             adapted.missed
         );
         (all, all_fixed) = (all + adapted.polls, all_fixed + fixed.polls);
     }
-    println!("all together: {:.0} % of the polls saved", 100.0 * (1.0 - all as f64 / all_fixed as f64));
+    println!("all together: {:.0} % of the polls saved\n", 100.0 * (1.0 - all as f64 / all_fixed as f64));
 }
 
 /// Gets `path` again and again with pauses; the times of all replies.
@@ -253,12 +348,13 @@ fn disk(seconds: u64) {
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    match args.first().map(String::as_str) {
-        Some("disk") => disk(args.get(1).and_then(|arg| arg.parse().ok()).unwrap_or(60)),
-        Some("adaptive") => adaptive(),
-        _ => {
-            adaptive();
-            disk(60);
-        }
+    let (verb, argument) = (args.first().map_or("", String::as_str), args.get(1));
+    if matches!(verb, "adaptive" | "") {
+        let loads = argument.map_or_else(generated, |path| traces(path));
+        adaptive(&loads, 10 * SECOND);
+        adaptive(&loads, 60 * SECOND);
+    }
+    if matches!(verb, "disk" | "") {
+        disk(argument.and_then(|arg| arg.parse().ok()).unwrap_or(60));
     }
 }
