@@ -535,7 +535,7 @@ async fn supervise(
         return;
     }
     // Twice as often as it must be, as sd_watchdog_enabled(3) asks for.
-    let every = supervisor.watchdog.map_or(limits::STATUS_EVERY, |time| time / 2);
+    let every = supervisor.watchdog.map_or(limits::STATUS_EVERY, |time| (time / 2).min(limits::STATUS_EVERY));
     let mut said = false;
     loop {
         clock.sleep_until(clock.elapsed().saturating_add(every)).await;

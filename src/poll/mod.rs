@@ -142,8 +142,8 @@ struct Watched<S: Stream> {
     unanswered_probes: u32,
     /// Whether its present back-off was already cut short once.
     hastened: bool,
-    /// When an implausible value was last reported.
-    reported: Option<Duration>,
+    /// What the log was told of it.
+    said: Said,
     /// What its interval goes by, where it adapts.
     adaptive: Adaptive,
     /// Its devices whose last poll brought a reading: what an outage ends.
@@ -174,7 +174,27 @@ enum Event<S: Stream> {
     Wished(Request),
 }
 
-/// One warning about a device's implausible values in this time.
+/// When the log was last told of a plug that something is wrong, by cause: one that comes and goes, or keeps claiming what no
+/// outlet can have, fills no journal.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said {
+    implausible: Option<Duration>,
+    broken_off: Option<Duration>,
+    offline: Option<Duration>,
+    /// Whether the present outage was told, and so its end is news.
+    is_offline: bool,
+}
+
+/// Whether a cause that was last told at `last` may be told at `now`. If so, it is.
+fn may_say(last: &mut Option<Duration>, now: Duration) -> bool {
+    let may = last.is_none_or(|last| now >= last.saturating_add(REPORT_EVERY));
+    if may {
+        *last = Some(now);
+    }
+    may
+}
+
+/// One warning about a plug in this time, for each cause.
 const REPORT_EVERY: Duration = Duration::from_secs(3_600);
 /// While a plug is missing it may have moved: broadcast discovery then runs at least this often.
 const SEARCH_EVERY: Duration = Duration::from_secs(60);
@@ -372,7 +392,7 @@ where
             tried: false,
             unanswered_probes: 0,
             hastened: false,
-            reported: None,
+            said: Said::default(),
             adaptive: Adaptive::default(),
             observed: Vec::new(),
             waiters: Vec::new(),
@@ -466,6 +486,8 @@ where
                 watched.observed.push(*id);
             }
         }
+        let back = std::mem::take(&mut watched.said.is_offline);
+        let tell_break = broken_off.is_some() && misses == 1 && may_say(&mut watched.said.broken_off, now);
         let (address, name) = (watched.place.address, self.settings.name_at(watched.place.address));
         let home = watched.home.replace(watched.place);
         let moved_from = home.map(|home| home.address.ip()).filter(|home| *home != address.ip());
@@ -505,7 +527,8 @@ where
                 log::info!("{title}: {} with firmware {}{meter}", plug.facts.model, plug.facts.firmware);
             }
             Presence::Offline { since } => {
-                log::info!("{title}: answers again, after {} s", wall.since(since).max(0) / 1_000);
+                let level = if back { log::Level::Info } else { log::Level::Debug };
+                log::log!(level, "{title}: answers again, after {} s", wall.since(since).max(0) / 1_000);
             }
         }
         // What an announcement says of a plug is not all of it: it has no firmware.
@@ -523,7 +546,9 @@ where
             log::debug!("{title}: {id} does not answer: {error}");
         }
         match broken_off {
-            Some(error) if misses == 1 => log::warn!("{title}: some outlets did not answer: {error}"),
+            Some(error) if tell_break => {
+                log::warn!("{title}: some outlets did not answer: {error} (said once an hour)")
+            }
             Some(error) => log::debug!("{title}: some outlets did not answer: {error} (miss {misses})"),
             None => {}
         }
@@ -580,9 +605,9 @@ where
     /// One line an hour about values that no outlet can have.
     fn report(&mut self, slot: Slot, title: &str, implausible: &[(DeviceId, OutOfRange)], now: Duration) {
         let Some(watched) = self.watched.get_mut(&slot) else { return };
-        let due = watched.reported.is_none_or(|last| now >= last.saturating_add(REPORT_EVERY));
-        if let Some((id, value)) = implausible.first().filter(|_| due) {
-            watched.reported = Some(now);
+        if let Some((id, value)) = implausible.first()
+            && may_say(&mut watched.said.implausible, now)
+        {
             log::warn!("{title}: {id} claims that {value}; not recorded (said once an hour)");
         }
     }
@@ -640,7 +665,7 @@ where
     /// Notes what went wrong with a plug, and says so once per outage; of a refused login at once, for a person has to act.
     fn note_trouble(&mut self, slot: Slot, error: &PollError, misses: u32) {
         let now = self.world.clock.elapsed();
-        let Some(watched) = self.watched.get(&slot) else { return };
+        let Some(watched) = self.watched.get_mut(&slot) else { return };
         let wall = self.world.clock.wall();
         let until = watched.barred.as_ref().filter(|bar| bar.place == watched.place && now < bar.until);
         let is_login = is_refused_login(error);
@@ -671,8 +696,14 @@ where
             }
         };
         if is_login && misses == 1 {
+            watched.said.is_offline = true;
             log::warn!("{title}: {text}");
-        } else if !is_login && misses == limits::MISSES_UNTIL_OFFLINE && watched.home.is_some() {
+        } else if !is_login
+            && misses == limits::MISSES_UNTIL_OFFLINE
+            && watched.home.is_some()
+            && may_say(&mut watched.said.offline, now)
+        {
+            watched.said.is_offline = true;
             log::warn!("{title}: offline: {text}; trying again, less and less often");
         } else {
             log::debug!("{title}: {text} (miss {misses})");
@@ -931,5 +962,17 @@ async fn listen<S: Stream>(mut listener: Listener, events: Sender<Event<S>>) {
                 smol::Timer::after(PROBE_SPACING).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plug_that_comes_and_goes_all_day_is_told_once_an_hour() {
+        let mut last = None;
+        let told = (0..86_400).step_by(20).filter(|second| may_say(&mut last, Duration::from_secs(*second))).count();
+        assert_eq!(told, 24);
     }
 }

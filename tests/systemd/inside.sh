@@ -29,6 +29,8 @@ within() { # within SECONDS COMMAND...: it succeeds at last
 }
 is() { [ "$(show "$1")" = "$2" ]; }
 status_has() { [[ "$(show StatusText)" == *"$1"* ]]; }
+works() { is ActiveState active && status_has '4 of 4 plugs answer'; }
+timeouts() { [ "$(journalctl -u wattd --no-pager -o cat | grep -c 'Watchdog timeout')" -ge "$1" ]; }
 logged() { journalctl -u wattd --no-pager -o cat | grep -q -- "$1"; }
 not() { ! "$@"; }
 fetch() { # fetch HOST PATH [HEADER]
@@ -54,7 +56,7 @@ check 'it starts by itself, with no secrets there' within 60 is ActiveState acti
 check 'it starts with the machine' systemctl -q is-enabled wattd
 check 'it answers' within 20 answers 127.0.0.1 /health 200
 pid=$(show MainPID)
-check 'it runs as a user of its own' test "$(stat -c %U /proc/"$pid")" = wattd
+check 'it runs as a user of its own' test "$(stat -c %u /proc/"$pid")" -ge 61184
 check 'which is not there for good' not grep -q ^wattd /etc/passwd
 check 'its readings are its own' test "$(stat -c %a /var/lib/private/wattd)" = 750
 check 'it tells systemd how it is' status_has 'plugs answer'
@@ -70,7 +72,7 @@ END
 check 'it takes new settings' systemctl reload wattd
 check 'and says so' within 20 logged 'the new settings are in force'
 check 'it is still the same process' is MainPID "$pid"
-check 'it finds plugs and records' within 60 status_has '4 of 4 plugs answer'
+check 'it finds plugs and records' within 100 works
 check 'readings reach the disk' within 30 has_readings 1
 echo 'pol = 1' | settings
 systemctl reload wattd
@@ -110,7 +112,7 @@ check 'it lets in who has it' answers 127.0.0.1 /api/v1/devices 200 'Authorizati
 check 'the secret stands in no log' not logged correct-horse
 check 'nor in its environment' not grep -q correct-horse "/proc/$(show MainPID)/environ"
 check 'verbs find the token as well' wattd export --what readings --from -1h
-within 60 status_has '4 of 4 plugs answer'
+within 100 works
 wattd doctor >/tmp/doctor 2>&1
 check 'doctor sees the plugs, the secret and the unit' test "$(grep -c '^ok *\(plug\|secret\|unit\)' /tmp/doctor)" -ge 4
 
@@ -118,7 +120,7 @@ check 'doctor sees the plugs, the secret and the unit' test "$(grep -c '^ok *\(p
 check 'it records on' within 30 has_readings 10
 before=$(readings)
 check 'it is upgraded' dpkg -i --force-confold next.deb
-check 'and started anew' within 60 status_has '4 of 4 plugs answer'
+check 'and started anew' within 100 works
 check 'the readings are still there' has_readings "$before"
 check 'the settings as well' grep -q '0.0.0.0' $toml
 
@@ -138,14 +140,14 @@ targets = ["127.80.255.255"]
 every = "5s"
 END
 systemctl restart wattd
-within 60 status_has '4 of 4 plugs answer'
+within 100 works
 pid=$(show MainPID)
 strace -qq -o /dev/null -p "$pid" -e trace=sendto -e inject=sendto:delay_enter=120000000 &
 tracer=$!
-check 'a stuck poll loop stops the watchdog' within 60 is NRestarts 1
-check 'systemd says so' within 5 eval 'journalctl -u wattd | grep -q "Watchdog timeout"'
-kill $tracer 2>/dev/null
-check 'and it works again' within 60 status_has '4 of 4 plugs answer'
+check 'a stuck poll loop stops the watchdog' within 60 timeouts 1
+kill -9 $tracer 2>/dev/null # what it traces cannot end before
+check 'and it is started anew' within 60 is NRestarts 1
+check 'and it works again' within 100 works
 pid=$(show MainPID)
 for task in /proc/"$pid"/task/*; do
     if grep -q wattd-commit "$task/comm"; then thread=${task##*/}; fi
@@ -155,10 +157,11 @@ tracer=$!
 sleep 15
 check 'while a commit is stuck, it still answers' answers 127.0.0.1 /health 200
 check 'and systemd still waits: a card may be slow' is NRestarts 1
-check 'a commit that stays stuck stops the watchdog' within 150 is NRestarts 2
+check 'a commit that stays stuck stops the watchdog' within 150 timeouts 2
 check 'with the reason in the journal' logged 'the commits are stuck'
-kill $tracer 2>/dev/null
-check 'and it works again after that' within 60 status_has '4 of 4 plugs answer'
+kill -9 $tracer 2>/dev/null
+check 'and it is started anew' within 60 is NRestarts 2
+check 'and it works again after that' within 100 works
 check 'it logs little: priorities, no debug' test "$(journalctl -u wattd -p 7..7 -o cat | wc -l)" -eq 0
 check 'errors have their priority' test "$(journalctl -u wattd -p 3 -o cat | grep -c stuck)" -ge 1
 
