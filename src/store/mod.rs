@@ -235,6 +235,17 @@ pub struct Page {
     pub rows: Vec<Row>,
     /// Whether the scan has more rows after these.
     pub more: bool,
+    /// What it took to find them.
+    pub touched: Touched,
+}
+
+/// What a scan read for one page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Chunks of the file: as many pages, and as many random reads when nothing is cached.
+    pub chunks: u32,
+    /// Rows that were decoded, in chunks and in memory.
+    pub rows: u32,
 }
 
 /// One page of a device's buckets.

@@ -13,7 +13,7 @@ use super::batch;
 use super::chunk;
 use super::file::{LATE, SEALED};
 use super::recent::{Block, Recent};
-use super::{DeviceNumber, Item, Order, Page, Row, Scan, StoreError};
+use super::{DeviceNumber, Item, Order, Page, Row, Scan, StoreError, Touched};
 use crate::limits;
 use crate::reading::Entry;
 use crate::units::UnixMillis;
@@ -194,6 +194,7 @@ impl<'a> Chunks<'a> {
         let (device, first) = next.0.value();
         let device = DeviceNumber::new(device);
         self.before = UnixMillis::new(first);
+        found.touched.chunks = found.touched.chunks.saturating_add(1);
         match chunk::decode(next.1.value(), found.scan.columns) {
             Ok(entries) => {
                 for stored in entries {
@@ -218,11 +219,12 @@ struct Found<'a> {
     after: Option<UnixMillis>,
     limit: usize,
     rows: Vec<Row>,
+    touched: Touched,
 }
 
 impl<'a> Found<'a> {
     fn new(scan: &'a Scan, after: Option<UnixMillis>) -> Self {
-        Self { scan, after, limit: scan.limit.min(limits::PAGE_ROWS), rows: Vec::new() }
+        Self { scan, after, limit: scan.limit.min(limits::PAGE_ROWS), rows: Vec::new(), touched: Touched::default() }
     }
 
     /// Reads `sources` as far as the page needs.
@@ -272,6 +274,7 @@ impl<'a> Found<'a> {
     }
 
     fn add(&mut self, row: Row) {
+        self.touched.rows = self.touched.rows.saturating_add(1);
         if self.scan.covers(&row) && self.after.is_none_or(|after| row.reading.time > after) {
             self.rows.push(row);
             if self.rows.len() > 2 * self.limit + SLACK {
@@ -313,6 +316,6 @@ impl<'a> Found<'a> {
         self.sort_and_cut();
         let more = self.rows.len() > self.limit;
         self.rows.truncate(self.limit);
-        Page { rows: self.rows, more }
+        Page { rows: self.rows, more, touched: self.touched }
     }
 }
