@@ -13,7 +13,7 @@ help: ## This list
 build: ## Both programs, quickly built
 	$(CARGO) build --locked --bins
 
-demo: build ## Six simulated plugs and an agent that reads them; Ctrl-C ends both
+demo: build ## Ten simulated plugs of every protocol and an agent that reads them; Ctrl-C ends both
 	@sh tests/demo.sh
 
 run: ## The agent on this network, small and fast
