@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 export BIN_WATTD ?= $(TARGET)/debug/wattd
 export BIN_PLUGSIM ?= $(TARGET)/debug/plugsim
 
-.PHONY: help build demo run test check lint unit size interop hostile load page bench release install cross texts deb deb-amd64 test-systemd test-arm smoke-arm
+.PHONY: help build demo run test check lint unit size interop hostile load page bench release install cross texts deb deb-amd64 test-systemd test-arm smoke-arm test-clock
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -57,6 +57,9 @@ test-arm: smoke-arm ## Unit tests for ARM, and the release binaries' main job, u
 
 smoke-arm: build
 	for pi in armv6 armv7 aarch64; do tests/smoke-arm.sh $$pi || exit 1; done
+
+test-clock: build ## A start in 1970, before the clock is set (faketime; says so where there is none)
+	tests/clock-at-boot.sh
 
 test-systemd: deb-amd64 build ## The package under a real systemd, in a container (as root; apt)
 	tests/systemd/run dist/wattd_$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)-1_amd64.deb $(BIN_PLUGSIM)
