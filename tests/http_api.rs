@@ -499,6 +499,54 @@ fn when_full_the_connection_longest_without_a_request_makes_room() {
     });
 }
 
+#[test]
+fn when_every_connection_is_being_answered_the_next_is_told_to_come_again() {
+    with_app(
+        |app| wattd::http::App { connections: 4, ..app },
+        |world| async move {
+            fill(&world).await;
+            let mut busy = Vec::new();
+            for _ in 0..4 {
+                let mut stream = TcpStream::connect(world.address).await.unwrap();
+                let ask = b"GET /api/v1/readings?format=ndjson HTTP/1.1\r\nHost: localhost\r\n\r\n";
+                stream.write_all(ask).await.unwrap();
+                stream.read_exact(&mut [0; 1000]).await.unwrap();
+                busy.push(stream);
+            }
+            let mut next = TcpStream::connect(world.address).await.unwrap();
+            let mut all = Vec::new();
+            next.read_to_end(&mut all).await.unwrap();
+            let answer = parse(&all);
+            assert_eq!((answer.status, answer.code().as_str(), answer.header("retry-after")), (503, "busy", Some("1")));
+            world.append(FRIDGE, NOW + 1, 1); // recording goes on
+            drop(busy.pop());
+            settle().await;
+            assert_eq!(world.get("/health").await.status, 200);
+        },
+    );
+}
+
+#[test]
+fn a_path_is_what_it_says_whatever_tricks_it_has() {
+    with_server(local(), |world| async move {
+        for (target, status) in [
+            ("/../../etc/passwd", 404),
+            ("/%2e%2e/etc/passwd", 404),
+            ("/api/v1/devices/..%2f..%2fetc", 404),
+            ("//api/v1/latest", 404),
+            ("/api/v1/latest%00", 404),
+            ("/api/v1/devices/%ff", 400),
+            ("/api/v1/latest?device=%c3%28", 400),
+            ("*", 404),
+            (&format!("/api/v1/latest?{}", "device=a&".repeat(1_000)), 400),
+            (&format!("/{}", "a".repeat(limits::HTTP_HEAD)), 414),
+        ] {
+            let answer = world.get(target).await;
+            assert!(answer.status == status || status == 414 && answer.status == 431, "{target}: {}", answer.head);
+        }
+    });
+}
+
 /// Fifty thousand readings, most committed.
 async fn fill(world: &World) {
     for n in 0..50_000 {
