@@ -17,10 +17,12 @@ use async_net::TcpListener;
 use smol::stream::{Stream, StreamExt as _};
 use smol::{LocalExecutor, Task};
 
-use crate::clock::{self, Clock, Now, within};
+use crate::clock::{self, Clock, Now, Steps, within};
 use crate::config::{Account, Config, Keep, Loaded};
 use crate::http::access::{Access, Secret, own_host_name};
 use crate::http::cache::Cache;
+use crate::http::live::Hub;
+use crate::http::live::form::DeviceEvent;
 use crate::http::{self, App};
 use crate::limits;
 use crate::plug::discovery::{self, Ports};
@@ -28,13 +30,15 @@ use crate::plug::keyring::Keyring;
 use crate::plug::session::Credentials;
 use crate::plug::{Patience, Transport};
 use crate::poll::backoff::Pauses;
-use crate::poll::fleet::{Fleet, Presence};
+use crate::poll::fleet::{Fleet, Plug, Presence};
 use crate::poll::requests::Requests;
 use crate::poll::{Poller, Settings, Sink, World};
-use crate::reading::{DeviceId, PlugFacts, Reading};
+use crate::reading::{DeviceId, Label, Mac, PlugFacts, Reading};
+use crate::stats::count;
+use crate::stats::memory::{Guard, Process};
 use crate::store::disk::Disk;
 use crate::store::hold::{Hold, Verdict};
-use crate::store::{self, Keeping, Store, StoreError};
+use crate::store::{self, Keeping, Store, StoreError, What};
 use crate::sys::supervisor::Supervisor;
 use crate::sys::{self, Order};
 use crate::units::{Thousandths, UnixMillis};
@@ -199,15 +203,17 @@ struct Running {
     polling: Task<()>,
     committing: Task<()>,
     supervising: Task<()>,
+    guarding: Task<()>,
 }
 
 impl Running {
     /// Ends all at once but the server, which ends by itself within [`limits::HTTP_STOP_TIME`].
     async fn end(self) -> Task<()> {
-        let Self { server, serving, polling, committing, supervising } = self;
+        let Self { server, serving, polling, committing, supervising, guarding } = self;
         polling.cancel().await;
         committing.cancel().await;
         supervising.cancel().await;
+        guarding.cancel().await;
         drop(serving);
         server
     }
@@ -220,6 +226,13 @@ struct Recorder {
     hold: RefCell<Hold>,
     /// The newest reading when the program started: the clock must not be before it.
     newest: Option<UnixMillis>,
+    /// Whether the start was noted: not before the clock can be trusted.
+    started: Cell<bool>,
+    steps: RefCell<Steps>,
+    /// Where those are who listen. None before HTTP is served.
+    live: RefCell<Option<Rc<Hub>>>,
+    /// The names of plugs, for them.
+    fleet: Rc<RefCell<Fleet>>,
 }
 
 impl Sink for Recorder {
@@ -233,6 +246,7 @@ impl Sink for Recorder {
         match self.hold.borrow_mut().take((id, reading, interval), now, trusted) {
             Verdict::Held => self.store.show(id, reading),
             Verdict::Store { readings, doubtful } => {
+                self.note_clock(now);
                 if doubtful {
                     log::error!(
                         "the clock says {} and was not set in {:?}: readings get that time",
@@ -244,6 +258,9 @@ impl Sink for Recorder {
                 }
                 for (id, reading, interval) in readings {
                     self.store.append(id, reading, interval);
+                    if let Some(live) = self.live.borrow().as_ref() {
+                        live.reading(id, reading, self.store.mark());
+                    }
                 }
             }
         }
@@ -251,6 +268,37 @@ impl Sink for Recorder {
 
     fn gap(&self, id: DeviceId, from: UnixMillis) {
         self.store.gap(id, from);
+    }
+
+    fn presence(&self, plug: Mac, was: Presence, is: Presence) {
+        let (id, now) = (DeviceId::plug(plug), self.clock.wall());
+        if let Some(live) = self.live.borrow().as_ref() {
+            let fleet = self.fleet.borrow();
+            let alias = fleet.get(plug).map_or("", Plug::display_name);
+            live.device(&DeviceEvent::new(now, id, alias, Some(is == Presence::Online)), plug);
+        }
+        let what = match (was, is) {
+            (Presence::Offline { .. }, Presence::Online) => What::Online,
+            (_, Presence::Offline { .. }) => What::Offline,
+            _ => return, // met, at the start
+        };
+        if clock::is_trusted(now, self.newest) {
+            self.store.note(Some(id), now, what);
+        }
+    }
+}
+
+impl Recorder {
+    /// Notes, once, that the agent began, and from then on each step of the wall clock.
+    fn note_clock(&self, now: Now) {
+        let step = self.steps.borrow_mut().take(now);
+        if !self.started.replace(true) {
+            let version = Label::new(env!("CARGO_PKG_VERSION"));
+            self.store.note(None, now.wall, What::AgentStart { version });
+        } else if let Some(from) = step {
+            log::warn!("the clock was set from {from} to {}, or the machine slept", now.wall);
+            self.store.note(None, now.wall, What::ClockStep { from });
+        }
     }
 }
 
@@ -289,6 +337,10 @@ where
             clock: outside.clock.clone(),
             hold: RefCell::default(),
             newest: store.newest_time(),
+            started: Cell::default(),
+            steps: RefCell::default(),
+            live: RefCell::default(),
+            fleet: fleet.clone(),
         };
         let (requests, recorder) = (Requests::default(), Rc::new(recorder));
         let ready = Rc::default();
@@ -299,6 +351,10 @@ where
     pub async fn start_polling(&self) -> (Task<()>, Pulse) {
         let discovery = discovery::open(self.outside.ports).await;
         let discovery = discovery.inspect_err(|error| log::error!("no plugs can be looked for: {error}")).ok();
+        let now = Now::of(self.outside.clock.as_ref());
+        if clock::is_trusted(now.wall, self.recorder.newest) {
+            self.recorder.note_clock(now);
+        }
         let world = World {
             executor: self.executor.clone(),
             clock: self.outside.clock.clone(),
@@ -308,6 +364,7 @@ where
             sink: self.recorder.clone(),
             requests: self.requests.clone(),
             ready: self.ready.clone(),
+            stats: self.store.stats().clone(),
         };
         let poller = Poller::new(self.poll_settings(), world, discovery);
         let pulse = poller.pulse();
@@ -366,6 +423,7 @@ where
         log::info!("{reason}: stopping");
         supervisor.stopping();
         let server = running.end().await;
+        self.store.note(None, self.outside.clock.wall(), What::AgentStop);
         let committed = self.commit_last().await;
         server.await;
         committed
@@ -381,15 +439,23 @@ where
             discovery: self.config.discovery.clone(),
             ready: self.ready.clone(),
             connections: self.config.http.connections,
+            live: Rc::new(Hub::new(
+                self.outside.clock.clone(),
+                self.store.stats().clone(),
+                limits::event_places(self.config.http.connections),
+            )),
             cache: Rc::new(Cache::new(usize::try_from(self.config.http.cache.get()).unwrap_or(usize::MAX))),
             ..App::local(self.store.clone(), self.fleet.clone(), self.outside.clock.clone())
         };
+        let app = Rc::new(app);
+        self.recorder.live.replace(Some(app.live.clone()));
         let (serving, serving_ends) = smol::channel::bounded::<()>(1);
         let shutdown = async move {
             let _ = serving_ends.recv().await; // ready when the sender is dropped
         };
         let (executor, clock) = (&self.executor, &self.outside.clock);
-        let server = executor.spawn(http::serve(executor.clone(), door.listener.clone(), Rc::new(app), shutdown));
+        let server = executor.spawn(http::serve(executor.clone(), door.listener.clone(), app.clone(), shutdown));
+        let guarding = executor.spawn(guard_memory(app));
         let (polling, polls) = self.start_polling().await;
         let commits = Pulse::default();
         let every = self.config.commit_interval;
@@ -399,7 +465,7 @@ where
         watchdog.watch("commits", commits, limits::COMMIT_STUCK);
         let (store, fleet, clock) = (self.store.clone(), self.fleet.clone(), clock.clone());
         let supervising = executor.spawn(supervise(supervisor.clone(), watchdog, store, fleet, clock));
-        Running { server, serving, polling, committing, supervising }
+        Running { server, serving, polling, committing, supervising, guarding }
     }
 
     /// Waits for the reason to stop, as an error, or for settings that can be used, with the door that they ask for.
@@ -627,6 +693,25 @@ fn read_short(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(limits::TOKEN_FILE).read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// Drops the caches when memory of its own has grown too far, and says so.
+async fn guard_memory(app: Rc<App>) {
+    let mut guard = Guard::new(limits::GUARD_MEMORY);
+    loop {
+        app.clock.sleep_until(app.clock.elapsed().saturating_add(limits::GUARD_EVERY)).await;
+        let Some(process) = Process::now() else { return };
+        if guard.strikes(process.anonymous) {
+            count(&app.stats.guard_strikes);
+            app.drop_caches();
+            let mb = |bytes: u64| bytes / 1_000_000;
+            log::warn!(
+                "{} MB of memory are in use, more than {} MB: the caches were dropped; /api/v1/stats says what is going on",
+                mb(process.anonymous),
+                mb(limits::GUARD_MEMORY)
+            );
+        }
+    }
 }
 
 /// Commits at a steady pace. A commit that fails is said once, and tried again with the next.

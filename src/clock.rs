@@ -41,6 +41,25 @@ impl Now {
     }
 }
 
+/// Notices when wall time and elapsed time part: the clock was set, or the machine slept. Pure.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Steps {
+    last: Option<Now>,
+}
+
+impl Steps {
+    /// Less than this, in milliseconds, is a clock that is kept in step by slewing, or a delay of ours.
+    const LEAST: i64 = 2_000;
+
+    /// Takes a moment. What the wall clock would have shown, if it has stepped since the moment before.
+    pub fn take(&mut self, now: Now) -> Option<UnixMillis> {
+        let last = self.last.replace(now)?;
+        let passed = now.elapsed.saturating_sub(last.elapsed).as_millis();
+        let expected = last.wall.plus(i64::try_from(passed).unwrap_or(i64::MAX));
+        (now.wall.since(expected).abs() >= Self::LEAST).then_some(expected)
+    }
+}
+
 /// When this program was written: a wall clock before it is wrong.
 pub const BUILT: UnixMillis = UnixMillis::new(1_795_392_000_000);
 
@@ -90,6 +109,25 @@ impl Clock for SystemClock {
             }
             None => Box::pin(std::future::pending()),
         }
+    }
+}
+
+/// Measures how long work really took, on whichever thread: for figures, never for decisions.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopwatch(Instant);
+
+impl Default for Stopwatch {
+    #[allow(clippy::disallowed_methods)] // the one door
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Stopwatch {
+    /// Since it was made.
+    #[must_use]
+    pub fn elapsed(self) -> Duration {
+        self.0.elapsed()
     }
 }
 
@@ -170,6 +208,16 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         assert!(poll(&mut sleep).is_some());
         assert_eq!(clock.wall(), UnixMillis::new(1_000));
+    }
+
+    #[test]
+    fn a_step_is_noticed_once_and_a_slewing_clock_is_none() {
+        let now = |wall, secs| Now { wall: UnixMillis::new(wall), elapsed: Duration::from_secs(secs) };
+        let mut steps = Steps::default();
+        let taken =
+            [now(10_000, 1), now(20_500, 11), now(30_000, 21), now(3_640_000, 31), now(3_650_000, 41), now(0, 51)];
+        let seen: Vec<_> = taken.into_iter().map(|now| steps.take(now).map(UnixMillis::get)).collect();
+        assert_eq!(seen, [None, None, None, Some(40_000), None, Some(3_660_000)]);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | 0 | [`limits`], [`markup`], [`nearest`], [`units`] |
 //! | 1 | [`clock`], [`reading`], [`tariff`], [`watchdog`] |
-//! | 2 | [`config`], [`plug`], [`rollup`] |
+//! | 2 | [`config`], [`plug`], [`rollup`], [`stats`] |
 //! | 3 | [`poll`], [`store`] |
 //! | 5 | [`chart`], [`query`] |
 //! | 6 | [`http`], [`sys`] |
@@ -38,6 +38,7 @@ pub mod query;
 pub mod reading;
 pub mod rollup;
 pub mod sim;
+pub mod stats;
 pub mod store;
 pub mod sys;
 pub mod tariff;

@@ -102,6 +102,8 @@ pub const BATCH_BYTES: usize = 1024 * 1024;
 pub const HOLD_TIME: Duration = Duration::from_secs(600);
 /// 200 plugs at 10 s for ten minutes, and a few.
 pub const HELD_READINGS: usize = 16_384;
+/// Events held in memory while the disk takes none: a thousand switches.
+pub const PENDING_EVENTS: usize = 1_024;
 /// The journal of entries between two commits, in memory: ten hours of 20 plugs at 10 s.
 pub const JOURNAL_BYTES: usize = 8 * 1024 * 1024;
 /// The log beside the store: six hours of commits each 10 s, a day and more of commits each 60 s.
@@ -174,6 +176,44 @@ pub const OFFSET: usize = 10_000;
 pub const EXPORT_ROWS: usize = 2_000;
 /// Bytes of a chunk of a streamed reply.
 pub const STREAM_CHUNK: usize = 16 * 1024;
+
+// ---- events ----
+
+/// Readings that leave together at most, and how long the first of them waits for others.
+pub const EVENT_BATCH: usize = 10;
+/// See [`EVENT_BATCH`].
+pub const EVENT_DELAY: Duration = Duration::from_millis(100);
+/// Batches that wait for one listener beside what its socket holds: half a minute of 20 plugs at 10 s, all of them shared
+/// with the other listeners.
+pub const EVENT_QUEUE: usize = 64;
+/// After so long a silence listeners get a sign of life. Shorter than [`HTTP_STALL_TIME`], which it keeps from ending.
+pub const EVENT_BEAT: Duration = Duration::from_secs(15);
+/// Listeners at once where there may be so many connections: three quarters, so that others are always answered.
+#[must_use]
+pub const fn event_places(connections: usize) -> usize {
+    connections / 4 * 3
+}
+/// Bytes of a frame or message that a WebSocket's client sends. It has nothing to say.
+pub const SOCKET_MESSAGE: usize = 4 * 1024;
+/// Bytes that wait to be written to a WebSocket: a batch and a pong.
+pub const SOCKET_WRITE: usize = 64 * 1024;
+
+// ---- what the agent notes about itself ----
+
+/// A poll that takes longer than this is said in the log. A healthy plug answers in a tenth of a second, a strip in two.
+pub const SLOW_POLL: Duration = Duration::from_secs(5);
+/// A commit longer than this. A worn card takes a second now and then.
+pub const SLOW_COMMIT: Duration = Duration::from_secs(2);
+/// A read of the store longer than this.
+pub const SLOW_QUERY: Duration = Duration::from_secs(1);
+/// A request whose reply takes longer than this to begin.
+pub const SLOW_REQUEST: Duration = Duration::from_secs(1);
+/// Memory of its own (RssAnon) above which the caches are dropped: more than twice what 200 plugs with full caches take.
+pub const GUARD_MEMORY: u64 = 24 * 1024 * 1024;
+/// How often that is looked at: one short file of /proc.
+pub const GUARD_EVERY: Duration = Duration::from_secs(60);
+/// One line about each kind of slowness in this time.
+pub const SLOW_LOG_EVERY: Duration = Duration::from_secs(60);
 
 // ---- run ----
 

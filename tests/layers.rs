@@ -18,6 +18,7 @@ const LEVELS: &[(&str, u32)] = &[
     ("config", 2),
     ("plug", 2),
     ("rollup", 2),
+    ("stats", 2),
     ("poll", 3),
     ("store", 3),
     ("chart", 5),

@@ -223,6 +223,7 @@ impl House {
             sink: notes.clone(),
             requests: requests.clone(),
             ready: Rc::clone(&ready),
+            stats: Rc::default(),
         };
         let _polling = executor.spawn(Poller::new(settings, world, None).run());
         let house = Self { executor, clock, net, fleet, notes, requests, ready, macs, _polling };

@@ -101,6 +101,7 @@ fn run(net: &TestNet, interval: Duration, timeout: Duration, rounds: u64) {
             sink: Rc::new(Nowhere),
             requests: Requests::default(),
             ready: Rc::<Cell<bool>>::default(),
+            stats: Rc::default(),
         };
         let discovery = discovery::open(Ports { iot: settings.port, ..Ports::REAL }).await.unwrap();
         let _polling = executor.spawn(Poller::new(settings, world, Some(discovery)).run());

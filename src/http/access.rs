@@ -7,7 +7,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use hyper::header::{AUTHORIZATION, HOST, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use hyper::{StatusCode, Version};
@@ -123,6 +123,24 @@ impl Access {
             ["localhost", "local"].iter().any(|top| host.strip_suffix(top).is_some_and(|rest| rest.ends_with('.')));
         is_name(&host)
             && (host == "localhost" || local || self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(&host)))
+    }
+
+    /// Whether `request`, which opens a WebSocket, comes from a page of this server, or from no page at all. Browsers let any
+    /// page open one anywhere; only `Origin` tells.
+    ///
+    /// # Errors
+    /// 403 for a page from elsewhere.
+    pub fn check_origin(&self, request: &Parts) -> Result<(), Problem> {
+        let Some(origin) = request.headers.get(ORIGIN) else { return Ok(()) };
+        let origin = origin.to_str().unwrap_or("?");
+        let place = origin.split_once("://").map(|(_, place)| place);
+        let own = request.uri.authority().map(Authority::as_str);
+        let own = own.or_else(|| request.headers.get(HOST).and_then(|host| host.to_str().ok()));
+        if place.is_some() && place == own {
+            return Ok(());
+        }
+        let message = format!("a page from {} may not open a WebSocket here", quoted(origin));
+        Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", message, "open it from a page of this server"))
     }
 
     /// Whether `request` may read.

@@ -128,7 +128,7 @@ async fn answer(app: App, outer: &Parts, asked: Asked, out: &mut Vec<u8>) {
             let status = response.status();
             match response.body_mut() {
                 Body::Whole(bytes) => (status, bytes.take().unwrap_or_default()),
-                Body::Stream(_) => refused(not_here(&asked.path)),
+                Body::Stream(_) | Body::Socket(_) => refused(not_here(&asked.path)),
             }
         }
         Err(problem) => refused(problem),

@@ -161,7 +161,7 @@ impl Kept {
         }
         let bytes = match response.body_mut() {
             Body::Whole(bytes) => bytes.take().unwrap_or_default(),
-            Body::Stream(_) => return Err(Box::new(response)),
+            Body::Stream(_) | Body::Socket(_) => return Err(Box::new(response)),
         };
         let ages = response.extensions_mut().remove::<Ages>().unwrap_or_default();
         let mut hasher = DefaultHasher::new();

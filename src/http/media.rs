@@ -21,6 +21,10 @@ pub enum Media {
     Svg,
     /// Plain text.
     Text,
+    /// Prometheus' text format.
+    Exposition,
+    /// Server-Sent Events.
+    EventStream,
     /// Bytes for a program.
     Bytes,
 }
@@ -36,6 +40,8 @@ impl Media {
             Self::Html => "text/html; charset=utf-8",
             Self::Svg => "image/svg+xml",
             Self::Text => "text/plain; charset=utf-8",
+            Self::EventStream => "text/event-stream",
+            Self::Exposition => "text/plain; version=0.0.4; charset=utf-8",
             Self::Bytes => "application/octet-stream",
         }
     }
@@ -48,7 +54,8 @@ impl Media {
             Self::Csv => &[("text", "csv")],
             Self::Html => &[("text", "html")],
             Self::Svg => &[("image", "svg+xml")],
-            Self::Text => &[("text", "plain")],
+            Self::EventStream => &[("text", "event-stream")],
+            Self::Text | Self::Exposition => &[("text", "plain")],
             Self::Bytes => &[("application", "octet-stream")],
         }
     }

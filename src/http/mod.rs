@@ -15,8 +15,11 @@ pub mod client;
 pub mod devices;
 pub mod drawing;
 pub mod gzip;
+pub mod history;
 mod list;
+pub mod live;
 pub mod media;
+pub mod metrics;
 pub mod openapi;
 pub mod page;
 pub mod params;
@@ -27,10 +30,12 @@ pub mod routes;
 pub mod rows;
 pub mod schema;
 pub mod server;
+pub mod stats;
 mod stream;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{
@@ -46,11 +51,14 @@ use crate::limits;
 use crate::poll::fleet::Fleet;
 use crate::poll::requests::Requests;
 use crate::query::names::Names;
+use crate::reading::Text;
+use crate::stats::Stats;
 use crate::store::Store;
 use crate::tariff::Tariff;
 use crate::units::UnixMillis;
 use access::Access;
 use cache::{Ask, Cache, Kept};
+use live::Hub;
 use media::Media;
 use params::{Params, decode_path};
 use reply::{Body, Problem};
@@ -90,6 +98,10 @@ pub struct App {
     pub named: Rc<RefCell<Named>>,
     /// Who may compress a stream.
     pub gzip: gzip::Permits,
+    /// How everything goes.
+    pub stats: Rc<Stats>,
+    /// What happens, for those who listen.
+    pub live: Rc<Hub>,
 }
 
 impl App {
@@ -98,6 +110,12 @@ impl App {
     #[must_use]
     pub fn local(store: Rc<Store>, fleet: Rc<RefCell<Fleet>>, clock: Rc<dyn Clock>) -> Self {
         Self {
+            live: Rc::new(Hub::new(
+                clock.clone(),
+                store.stats().clone(),
+                limits::event_places(limits::HTTP_CONNECTIONS),
+            )),
+            stats: store.stats().clone(),
             store,
             fleet,
             requests: Requests::unserved(),
@@ -136,10 +154,12 @@ impl App {
 
     /// The same for a request with a body, which is read only where one belongs.
     pub async fn handle_with(&self, request: &Parts, body: Option<Incoming>) -> Response<Body> {
+        let started = self.clock.elapsed();
         let mut response = match self.answer(request, body).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };
+        self.note(request, response.status(), self.clock.elapsed().saturating_sub(started));
         let (length, unchanged) = (response.body().length(), response.status() == StatusCode::NOT_MODIFIED);
         let headers = response.headers_mut();
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -151,6 +171,18 @@ impl App {
             *response.body_mut() = Body::empty();
         }
         response
+    }
+
+    /// Notes how a request went. A path that is none is noted as one of those.
+    fn note(&self, request: &Parts, status: StatusCode, took: Duration) {
+        let route = routes::find(request.uri.path()).map_or("none", |(route, _)| route.path);
+        self.stats.replied(route, status.as_u16(), took, || shown(request, status));
+    }
+
+    /// Lets go of what is only kept to be quicker.
+    pub fn drop_caches(&self) {
+        self.cache.clear();
+        self.named.take();
     }
 
     async fn answer(&self, request: &Parts, body: Option<Incoming>) -> Result<Response<Body>, Problem> {
@@ -233,6 +265,8 @@ impl App {
             Endpoint::PlugPage => page::plug(self, params, &decode_path(rest)?).await,
             Endpoint::Chart => drawing::svg(self, params).await,
             Endpoint::Landing => Ok(routes::landing(host, self.access.wants_token())),
+            Endpoint::Metrics => Ok(metrics::metrics(self)),
+            Endpoint::Stats => Ok(stats::stats(self)),
             Endpoint::Health => Ok(devices::health(self)),
             Endpoint::Ready => devices::ready(self),
             Endpoint::Devices => Ok(devices::list(self)),
@@ -241,12 +275,21 @@ impl App {
             Endpoint::Readings => readings::readings(self, params, media, request.method == Method::HEAD).await,
             Endpoint::Rollups => rollups::rollups(self, params, media, request.method == Method::HEAD).await,
             Endpoint::Summary => rollups::summary(self, params, media).await,
+            Endpoint::History => history::history(self, params, media, request.method == Method::HEAD).await,
+            Endpoint::Events => live::sse::events(self, params, request, request.method == Method::HEAD),
+            Endpoint::Socket => live::ws::agree(self, params, request),
             // It has a body, and was answered before.
             Endpoint::Batch => Err(Problem::method_not_allowed("POST")),
             Endpoint::OpenApi => Ok(openapi::openapi()),
             Endpoint::Backup => backup::backup(self, media, request.method == Method::HEAD).await,
         }
     }
+}
+
+/// A request as a log line shows it, cut, without anything that would mean something to a terminal.
+fn shown(request: &Parts, status: StatusCode) -> String {
+    let target = request.uri.path_and_query().map_or("", |target| target.as_str()).escape_debug().to_string();
+    format!("{} {} {}", request.method.as_str().escape_debug(), Text::<200>::new(&target), status.as_u16())
 }
 
 /// Whether a request announces a body. An empty one is none.

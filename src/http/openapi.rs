@@ -68,21 +68,39 @@ fn operation(route: &Route) -> Value {
         Reply::Json(schema) => (Media::Json, schema.to_json()),
         Reply::Rows { list, columns, next } => (Media::Json, schema::rows(list, &columns(), *next)),
         Reply::OpenApi => (Media::Json, json!({"type": "object"})),
+        Reply::Socket => {
+            return with_body(
+                route,
+                params,
+                json!({
+                    "101": {"description": route.about},
+                    "default": {"$ref": "#/components/responses/Error"},
+                }),
+            );
+        }
         Reply::Other(media) => (*media, json!({"type": "string"})),
     };
     let mut contents = content(media, &schema);
     for other in route.media.iter().filter(|other| **other != media) {
         contents.extend(content(*other, &json!({"type": "string"})));
     }
+    with_body(
+        route,
+        params,
+        json!({
+            "200": {"description": route.about, "content": contents},
+            "304": {"description": "what If-None-Match names is still so"},
+            "default": {"$ref": "#/components/responses/Error"},
+        }),
+    )
+}
+
+fn with_body(route: &Route, params: Vec<Value>, responses: Value) -> Value {
     let mut operation = json!({
         "summary": route.about,
         "operationId": format!("{:?}", route.endpoint),
         "parameters": params,
-        "responses": {
-            "200": {"description": route.about, "content": contents},
-            "304": {"description": "what If-None-Match names is still so"},
-            "default": {"$ref": "#/components/responses/Error"},
-        },
+        "responses": responses,
     });
     if let (Some(body), Some(operation)) = (&route.body, operation.as_object_mut()) {
         let body = json!({"required": true, "content": content(Media::Json, &body.to_json())});

@@ -63,6 +63,8 @@ pub enum Param {
     Time,
     /// How old a newest reading may be before its plug is asked.
     MaxAge,
+    /// The last event that a client heard.
+    LastEventId,
 }
 
 impl Param {
@@ -84,6 +86,7 @@ impl Param {
         Self::Format,
         Self::Time,
         Self::MaxAge,
+        Self::LastEventId,
     ];
 
     /// The name in requests.
@@ -106,6 +109,7 @@ impl Param {
             Self::Format => "format",
             Self::Time => "time",
             Self::MaxAge => "max_age",
+            Self::LastEventId => "last_event_id",
         }
     }
 
@@ -131,6 +135,9 @@ impl Param {
             Self::Format => "In place of Accept",
             Self::Time => "How times are written",
             Self::MaxAge => "A plug whose reading is older is asked first",
+            Self::LastEventId => {
+                "The id of the last event heard, in place of the header: what came after it comes first"
+            }
         }
     }
 
@@ -152,7 +159,7 @@ impl Param {
             Self::Kind => json!({"type": "string", "enum": Kind::WORDS.map(|(word, _)| word)}),
             Self::Outlets => json!({"type": "string", "enum": ["together", "apart"]}),
             Self::MaxAge => json!({"type": "string", "examples": ["2s"]}),
-            Self::Fields | Self::Cursor => json!({"type": "string"}),
+            Self::Fields | Self::Cursor | Self::LastEventId => json!({"type": "string"}),
         }
     }
 }
@@ -395,6 +402,21 @@ impl Params {
             }
         }
         Ok(named.then_some(ids))
+    }
+}
+
+impl Params {
+    /// As [`Params::devices`], with the plug itself beside its outlets: what befalls a strip as a whole befalls them.
+    ///
+    /// # Errors
+    /// As [`Params::devices`].
+    pub fn plugs(&self, names: &Names) -> Result<Option<Vec<DeviceId>>, Problem> {
+        let mut ids = self.devices(names)?;
+        for text in self.all(Param::Device) {
+            let id = find_device(names, text)?;
+            ids.get_or_insert_default().extend([id, DeviceId::plug(id.plug)]);
+        }
+        Ok(ids)
     }
 }
 

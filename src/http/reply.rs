@@ -11,6 +11,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 use smol::stream::Stream;
 
+use crate::http::live::ws::Session;
 use crate::http::media::Media;
 use crate::reading::Text;
 use crate::store::StoreError;
@@ -24,6 +25,8 @@ pub enum Body {
     Whole(Option<Bytes>),
     /// Made while it is sent. An error breaks the connection, so that half a reply is never taken for a whole one.
     Stream(Chunks),
+    /// None: the connection becomes a WebSocket.
+    Socket(Option<Box<Session>>),
 }
 
 impl Body {
@@ -38,7 +41,7 @@ impl Body {
     pub fn length(&self) -> Option<usize> {
         match self {
             Self::Whole(bytes) => Some(bytes.as_ref().map_or(0, Bytes::len)),
-            Self::Stream(_) => None,
+            Self::Stream(_) | Self::Socket(_) => None,
         }
     }
 }
@@ -50,12 +53,13 @@ impl hyper::body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StoreError>>> {
         match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Socket(_) => Poll::Ready(None),
             Self::Stream(chunks) => chunks.as_mut().poll_next(context).map(|chunk| Some(chunk?.map(Frame::data))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(None))
+        matches!(self, Self::Whole(None) | Self::Socket(_))
     }
 
     fn size_hint(&self) -> SizeHint {

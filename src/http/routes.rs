@@ -8,10 +8,10 @@ use crate::http::media::Media;
 use crate::http::params::Param;
 use crate::http::reply::{Body, Problem, quoted, whole};
 use crate::http::schema::Schema;
-use crate::http::{batch, devices};
+use crate::http::{batch, devices, stats};
 use crate::limits;
 use crate::nearest::nearest;
-use crate::query::field::{BucketField, Field, Told, tell};
+use crate::query::field::{BucketField, EventField, Field, Told, tell};
 
 /// What answers a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,16 @@ pub enum Endpoint {
     OpenApi,
     /// Several of the others in one call.
     Batch,
+    /// What happened.
+    History,
+    /// What happens, as Server-Sent Events.
+    Events,
+    /// What happens, over a WebSocket.
+    Socket,
+    /// What Prometheus scrapes.
+    Metrics,
+    /// The agent about itself.
+    Stats,
 }
 
 /// What a reply is made of, and so for how long it may be kept.
@@ -88,6 +98,8 @@ pub enum Reply {
     },
     /// An OpenAPI document.
     OpenApi,
+    /// A WebSocket.
+    Socket,
     /// Something else, of this media type.
     Other(Media),
 }
@@ -273,6 +285,19 @@ pub const ROUTES: &[Route] = &[
         ..Route::USUAL
     },
     Route {
+        path: "/api/v1/history",
+        endpoint: Endpoint::History,
+        about: "What happened: switches, gaps, restarts, changes of plugs and of the clock; newest first",
+        params: &[&[Param::Device], PAGES, LOOKS],
+        media: ROWS,
+        reply: Reply::Rows { list: "events", columns: || tell(EventField::ALL), next: true },
+        examples: &[(
+            "/api/v1/history?start=-7d",
+            "what happened: switches, gaps, restarts, new firmware, clock steps",
+        )],
+        ..Route::USUAL
+    },
+    Route {
         path: "/api/v1/backup",
         endpoint: Endpoint::Backup,
         about: "Everything that is stored",
@@ -291,6 +316,41 @@ pub const ROUTES: &[Route] = &[
         about: "Several of the paths that send JSON in one call",
         reply: Reply::Json(batch::ANSWERS),
         body: Some(batch::ASKED),
+        ..Route::USUAL
+    },
+    Route {
+        path: "/api/v1/events",
+        endpoint: Endpoint::Events,
+        about: "Readings and comings and goings of plugs as they happen: Server-Sent Events",
+        params: &[&[Param::Device, Param::LastEventId]],
+        media: &[Media::EventStream],
+        reply: Reply::Other(Media::EventStream),
+        examples: &[("/api/v1/events", "readings as they come, for as long as you listen; better with curl -N")],
+        ..Route::USUAL
+    },
+    Route {
+        path: "/api/v1/ws",
+        endpoint: Endpoint::Socket,
+        about: "The same over a WebSocket, as {\"type\":\"batch\",\"messages\":[...]}",
+        params: &[&[Param::Device, Param::LastEventId]],
+        reply: Reply::Socket,
+        ..Route::USUAL
+    },
+    Route {
+        path: "/api/v1/stats",
+        endpoint: Endpoint::Stats,
+        about: "The agent about itself",
+        media: &[Media::Json],
+        reply: Reply::Json(stats::STATS),
+        examples: &[("/api/v1/stats", "the agent about itself: how long things take, queues, memory, bytes written")],
+        ..Route::USUAL
+    },
+    Route {
+        path: "/metrics",
+        endpoint: Endpoint::Metrics,
+        about: "Plugs and agent for Prometheus",
+        reply: Reply::Other(Media::Exposition),
+        examples: &[("/metrics", "for Prometheus")],
         ..Route::USUAL
     },
     Route {

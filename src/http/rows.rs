@@ -8,11 +8,12 @@ use std::fmt::Display;
 use std::io::Write;
 use std::time::Duration;
 
-use crate::query::field::{BucketField, Column, Field};
+use crate::query::field::{BucketField, Column, EventField, Field};
 use crate::query::latest::Latest;
-use crate::query::{rollups, summary};
+use crate::query::{history, rollups, summary};
 use crate::reading::{DeviceId, Reading, Relay};
 use crate::rollup::{Bucket, Flags};
+use crate::store::What;
 use crate::units::{Thousandths, UnixMillis};
 
 /// How times are written.
@@ -169,6 +170,41 @@ impl Cells<BucketField> for &summary::Summary {
     }
 }
 
+impl Cells<EventField> for &history::Row {
+    fn write(&self, field: EventField, cell: &mut Cell<'_>) {
+        let what = &self.event.what;
+        match field {
+            EventField::Time => cell.time(self.event.time),
+            EventField::Device => match self.device {
+                Some(device) => cell.word(device),
+                None => cell.null(),
+            },
+            EventField::Event => cell.word(what.name()),
+            EventField::Since => match what {
+                What::Gap { since } => cell.time(*since),
+                _ => cell.null(),
+            },
+            EventField::From => match what {
+                What::Relay { to } => cell.word(if *to == Relay::On { "off" } else { "on" }),
+                What::CounterRestart { from, .. } => cell.word(from.decimal()),
+                What::ClockStep { from } => cell.time_word(*from),
+                What::Firmware { from, .. } | What::Protocol { from, .. } => cell.text(from.as_str()),
+                What::Renamed { from, .. } => cell.text(from.as_str()),
+                _ => cell.null(),
+            },
+            EventField::To => match what {
+                What::Relay { to } => cell.word(if *to == Relay::On { "on" } else { "off" }),
+                What::CounterRestart { to, .. } => cell.word(to.decimal()),
+                What::ClockStep { .. } => cell.time_word(self.event.time),
+                What::Firmware { to, .. } | What::Protocol { to, .. } => cell.text(to.as_str()),
+                What::Renamed { to, .. } => cell.text(to.as_str()),
+                What::AgentStart { version } => cell.text(version.as_str()),
+                _ => cell.null(),
+            },
+        }
+    }
+}
+
 /// A column of a bucket; of none, when nothing was recorded.
 fn write_bucket(bucket: Option<&Bucket>, field: BucketField, cell: &mut Cell<'_>) {
     let range = bucket.and_then(|bucket| bucket.range);
@@ -208,6 +244,14 @@ impl Cell<'_> {
     fn time(&mut self, time: UnixMillis) {
         match self.time {
             TimeForm::Millis => self.number(time.get()),
+            TimeForm::Rfc3339 => self.word(time),
+        }
+    }
+
+    /// A time in a column of texts.
+    fn time_word(&mut self, time: UnixMillis) {
+        match self.time {
+            TimeForm::Millis => self.word(time.get()),
             TimeForm::Rfc3339 => self.word(time),
         }
     }

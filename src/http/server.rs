@@ -27,9 +27,11 @@ use smol_hyper::rt::FuturesIo;
 
 use crate::clock::{Clock, Sleep, within};
 use crate::http::App;
+use crate::http::live::ws::Session;
 use crate::http::reply::{Body, Problem};
 use crate::limits;
 use crate::reading::Text;
+use crate::stats::{Stats, count};
 use crate::store::StoreError;
 
 /// A listener at `address`, with room for clients that come all at once.
@@ -52,9 +54,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let hall = Closing(Rc::new(Hall::default()));
+    let _sender = executor.spawn(app.live.clone().run());
     future::or(shutdown, accept(&executor, &listener, &app, &hall.0)).await;
     drop(listener);
     hall.0.stopping.set(true);
+    app.live.close();
     hall.0.lines().iter().for_each(|line| line.wake());
     let end = app.clock.elapsed().saturating_add(limits::HTTP_STOP_TIME);
     if within(app.clock.as_ref(), end, hall.0.empty()).await.is_none() {
@@ -86,18 +90,22 @@ async fn accept(executor: &LocalExecutor<'static>, listener: &TcpListener, app: 
 
 fn welcome(executor: &LocalExecutor<'static>, stream: TcpStream, peer: SocketAddr, app: &Rc<App>, hall: &Rc<Hall>) {
     let _ = stream.set_nodelay(true); // a slower connection is still one
+    let connections = &app.stats.connections;
     if hall.seats.borrow().len() >= app.connections && !hall.make_room() {
+        count(&connections.refused);
         log::debug!("HTTP {peer}: refused, {} connections are being answered", app.connections);
         let message = "every connection is in use";
         say_last(stream, &Problem::later("busy", message, "come again in a second", 1));
         return;
     }
+    count(&connections.accepted);
     let line = Rc::new(Line::new(app.clock.clone()));
-    let seat = Seat { hall: hall.clone(), number: hall.next.get() };
+    let seat = Seat { hall: hall.clone(), number: hall.next.get(), stats: app.stats.clone() };
     hall.next.set(seat.number.wrapping_add(1));
     let number = seat.number;
     let task = executor.spawn(converse(stream, peer, app.clone(), line.clone(), seat));
     hall.seats.borrow_mut().insert(number, (line, task));
+    connections.open.set(hall.seats.borrow().len());
 }
 
 /// One connection, to its end.
@@ -115,21 +123,26 @@ async fn converse(stream: TcpStream, peer: SocketAddr, app: Rc<App>, line: Rc<Li
     builder.header_read_timeout(None).max_headers(limits::HTTP_HEADERS);
     builder.max_header_size(limits::HTTP_HEAD).max_buf_size(limits::HTTP_HEAD);
     let mut connection = pin!(builder.serve_connection(FuturesIo::new(wire), service));
-    let (mut told, mut alarm) = (false, None);
-    let end = poll_fn(|context| {
-        line.waker.replace(Some(context.waker().clone()));
-        if line.cut.get() {
-            return Poll::Ready(End::Cut);
-        }
+    let mut told = false;
+    let answering = poll_fn(|context| {
         if seat.hall.stopping.get() && !std::mem::replace(&mut told, true) {
             connection.as_mut().graceful_shutdown();
         }
-        if let Poll::Ready(done) = connection.as_mut().poll(context) {
-            return Poll::Ready(End::Done(done.err()));
-        }
-        line.poll_deadline(&mut alarm, context).map(|()| End::Late)
-    })
-    .await;
+        connection.as_mut().poll(context).map(|done| End::Done(done.err()))
+    });
+    let mut end = line.watch(answering).await;
+    if let (End::Done(None), Some(session)) = (&end, line.session.take()) {
+        line.stream();
+        let wire = Wire { stream: stream.clone(), line: line.clone() };
+        let speaking = async {
+            session.run(wire).await;
+            End::Done(None)
+        };
+        end = line.watch(speaking).await;
+    }
+    if !matches!(end, End::Done(_)) {
+        count(&app.stats.connections.cut);
+    }
     match end {
         End::Done(None) => {}
         End::Done(Some(error)) => log::debug!("HTTP {peer}: {}", Text::<200>::new(&error.to_string())),
@@ -156,18 +169,20 @@ async fn respond(app: &App, line: Rc<Line>, peer: SocketAddr, request: Request<I
     let (head, body) = request.into_parts();
     let end = started.saturating_add(limits::HTTP_REPLY_TIME);
     let response = within(app.clock.as_ref(), end, app.handle_with(&head, Some(body))).await.unwrap_or_else(|| {
+        app.note(&head, hyper::StatusCode::SERVICE_UNAVAILABLE, limits::HTTP_REPLY_TIME);
         let hint = "ask for a shorter range; the disk may be busy";
         Problem::later("too_slow", "this reply took too long to make", hint, 10).into_response()
     });
     log::debug!(
-        "HTTP {peer}: {} {} {} in {} ms",
-        head.method.as_str().escape_debug(),
-        Text::<200>::new(&head.uri.path_and_query().map_or("", |target| target.as_str()).escape_debug().to_string()),
-        response.status().as_u16(),
+        "HTTP {peer}: {} in {} ms",
+        crate::http::shown(&head, response.status()),
         app.clock.elapsed().saturating_sub(started).as_millis()
     );
-    if matches!(response.body(), Body::Stream(_)) {
-        line.stream();
+    let mut response = response;
+    match response.body_mut() {
+        Body::Stream(_) => line.stream(),
+        Body::Socket(session) => drop(line.session.replace(session.take())),
+        Body::Whole(_) => {}
     }
     response.map(|body| Watched { body, line })
 }
@@ -208,6 +223,8 @@ struct Line {
     /// Whether the connection is to end at once.
     cut: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    /// What the connection becomes once the reply has left.
+    session: RefCell<Option<Box<Session>>>,
 }
 
 impl Line {
@@ -220,6 +237,7 @@ impl Line {
             heard: Cell::default(),
             cut: Cell::default(),
             waker: RefCell::default(),
+            session: RefCell::default(),
         }
     }
 
@@ -256,6 +274,22 @@ impl Line {
             }
             Phase::Streaming(moved) => moved.saturating_add(limits::HTTP_STALL_TIME),
         }
+    }
+
+    /// `work`, or why it had to end before: it was cut off, or its deadline has passed.
+    async fn watch(&self, work: impl Future<Output = End>) -> End {
+        let (mut work, mut alarm) = (pin!(work), None);
+        poll_fn(|context| {
+            self.waker.replace(Some(context.waker().clone()));
+            if self.cut.get() {
+                return Poll::Ready(End::Cut);
+            }
+            if let Poll::Ready(end) = work.as_mut().poll(context) {
+                return Poll::Ready(end);
+            }
+            self.poll_deadline(&mut alarm, context).map(|()| End::Late)
+        })
+        .await
     }
 
     /// Ready once the deadline has passed. One timer serves many requests: it is looked at again when it rings.
@@ -339,6 +373,7 @@ impl Drop for Closing {
 struct Seat {
     hall: Rc<Hall>,
     number: u64,
+    stats: Rc<Stats>,
 }
 
 impl Drop for Seat {
@@ -347,6 +382,7 @@ impl Drop for Seat {
         if let Some((_, task)) = seat {
             task.detach(); // it is ending by itself
         }
+        self.stats.connections.open.set(self.hall.seats.borrow().len());
         if let Some(waker) = self.hall.waiting.take() {
             waker.wake();
         }

@@ -44,6 +44,19 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The word for it in figures.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::Garbage => "garbage",
+            Self::WrongDevice => "wrong_device",
+            Self::Login => "login",
+            Self::LockedOut => "locked_out",
+        }
+    }
+
     /// Where the pauses begin and end.
     fn range(self, pauses: Pauses) -> (Duration, Duration) {
         let Pauses { first, last } = pauses;

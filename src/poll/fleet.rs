@@ -52,6 +52,15 @@ impl Lateness {
         }
     }
 
+    /// Upper bounds of waits, and how many polls did not wait longer.
+    pub fn up_to(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
+        let polls = self.steps.iter().scan(0, |polls, count| {
+            *polls += count;
+            Some(*polls)
+        });
+        Self::STEPS.into_iter().map(Duration::from_millis).zip(polls)
+    }
+
     /// A wait that at least so many thousandths of the polls did not exceed: the upper end of their step, or the longest
     /// wait of all. Zero before the first poll.
     #[must_use]

@@ -29,6 +29,7 @@ use crate::plug::keyring::Keyring;
 use crate::plug::session::SessionError;
 use crate::plug::{Answer, Client, Means, Patience, Place, PollError, Stream, Transport};
 use crate::reading::{Alias, DeviceId, Mac, PlugFacts, Protocol, Reading};
+use crate::stats::{Operation, Stats};
 use crate::units::{OutOfRange, UnixMillis};
 use crate::watchdog::Pulse;
 use adaptive::{Adaptive, Bounds, Reason};
@@ -47,6 +48,8 @@ pub trait Sink {
     /// once for each device and outage. `from` is the end of the time for which the reading before stands, its own time
     /// and the interval then in force, but not later than now.
     fn gap(&self, id: DeviceId, from: UnixMillis);
+    /// A plug has begun or ceased to answer: what it was before and what it is now, as the fleet shows it already.
+    fn presence(&self, _plug: Mac, _was: Presence, _is: Presence) {}
 }
 
 /// What the loop goes by.
@@ -117,6 +120,8 @@ pub struct World<T> {
     pub requests: Requests,
     /// Set once every plug known at the start, or found by the first discovery round, has been asked.
     pub ready: Rc<Cell<bool>>,
+    /// Takes how polls went.
+    pub stats: Rc<Stats>,
 }
 
 /// A plug, or an address where one should be, and its client while nobody is asking.
@@ -442,6 +447,11 @@ where
                 watched.tried = true;
                 watched.client = Some(client);
                 let waiters = std::mem::take(&mut watched.waiters);
+                let address = watched.place.address;
+                self.world.stats.note(Operation::Poll, took, result.is_ok(), || match &result {
+                    Ok(answer) => format!("{} readings from {}", answer.readings.len(), address.ip()),
+                    Err(error) => format!("{}: {error}", address.ip()),
+                });
                 match result {
                     Ok(answer) => self.answered(slot, answer, took),
                     Err(error) => self.failed(slot, error),
@@ -541,6 +551,9 @@ where
             }
         }
         drop(fleet);
+        if presence != Presence::Online {
+            self.world.sink.presence(mac, presence, Presence::Online);
+        }
         self.report(slot, &title, &answer.implausible, now);
         if let Some((id, error)) = answer.silent.first() {
             log::debug!("{title}: {id} does not answer: {error}");
@@ -614,6 +627,7 @@ where
 
     fn failed(&mut self, slot: Slot, error: PollError) {
         let now = self.world.clock.elapsed();
+        self.world.stats.poll_failed(kind(&error).name());
         let misses = self.schedule.finish(slot, Outcome::Failed(kind(&error)), now);
         if misses == 1 {
             self.look_for_lost(now);
@@ -679,12 +693,14 @@ where
         };
         let trouble = Trouble { time: wall, text: text.clone() };
         let mut fleet = self.world.fleet.borrow_mut();
+        let mut gone = None;
         let title = match watched.mac.and_then(|mac| fleet.get_mut(mac)) {
             Some(plug) => {
                 plug.polls.failed += 1;
                 plug.last_error = Some(trouble);
                 if misses >= limits::MISSES_UNTIL_OFFLINE && !matches!(plug.presence, Presence::Offline { .. }) {
-                    plug.presence = Presence::Offline { since: wall };
+                    let was = std::mem::replace(&mut plug.presence, Presence::Offline { since: wall });
+                    gone = Some((plug.facts.mac, was, plug.presence));
                 }
                 plug.title()
             }
@@ -695,6 +711,10 @@ where
                 format!("the plug at {}", watched.place.address.ip())
             }
         };
+        drop(fleet);
+        if let Some((plug, was, is)) = gone {
+            self.world.sink.presence(plug, was, is);
+        }
         if is_login && misses == 1 {
             watched.said.is_offline = true;
             log::warn!("{title}: {text}");

@@ -25,15 +25,18 @@ pub enum Listing {
     Readings,
     /// Buckets of this length.
     Rollups(Step),
+    /// Events; the position holds an event's rank where others hold a device's number.
+    History,
 }
 
 impl Listing {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Readings,
         Self::Rollups(Step::QuarterHour),
         Self::Rollups(Step::Hour),
         Self::Rollups(Step::Day),
         Self::Rollups(Step::Month),
+        Self::History,
     ];
 
     const fn code(self) -> u8 {
@@ -43,6 +46,7 @@ impl Listing {
             Self::Rollups(Step::Hour) => 4,
             Self::Rollups(Step::Day) => 6,
             Self::Rollups(Step::Month) => 8,
+            Self::History => 10,
         }
     }
 }

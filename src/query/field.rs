@@ -238,6 +238,45 @@ impl Column for BucketField {
     }
 }
 
+/// A column of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventField {
+    /// When it happened; of a gap, when it ended.
+    Time,
+    /// To whom; nobody for what concerns the agent as a whole.
+    Device,
+    /// What happened, in a word.
+    Event,
+    /// When it began, for what has a length.
+    Since,
+    /// What was before.
+    From,
+    /// What is now.
+    To,
+}
+
+impl EventField {
+    /// Every column, in their usual order.
+    pub const ALL: &'static [Self] = &[Self::Time, Self::Device, Self::Event, Self::Since, Self::From, Self::To];
+}
+
+impl Column for EventField {
+    fn tell(self) -> Told {
+        match self {
+            Self::Time => Told::always("time", Kind::Time, "when it happened; of a gap, when it ended"),
+            Self::Device => Told::maybe("device", Kind::Text, "to whom; null for what concerns the agent as a whole"),
+            Self::Event => Told::always(
+                "event",
+                Kind::Text,
+                "relay, counter_restart, gap, offline, online, clock_step, firmware, protocol, renamed, agent_start or agent_stop",
+            ),
+            Self::Since => Told::maybe("since", Kind::Time, "when a gap began"),
+            Self::From => Told::maybe("from", Kind::Text, "what was before; of counters, Wh"),
+            Self::To => Told::maybe("to", Kind::Text, "what is now; of counters, Wh"),
+        }
+    }
+}
+
 /// Why a list of columns is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BadFields {

@@ -7,6 +7,7 @@
 pub mod cost;
 pub mod cursor;
 pub mod field;
+pub mod history;
 pub mod latest;
 pub mod names;
 pub mod readings;

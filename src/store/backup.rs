@@ -18,6 +18,7 @@ use std::path::Path;
 use redb::{Builder, Key, ReadTransaction, ReadableDatabase, TableDefinition, Value, WriteTransaction};
 
 use super::check::{self, Problem};
+use super::event::EVENT;
 use super::file::{self, DEVICE, DEVICE_ID, HEAD, LATE, META, ROLLUP, SEALED, TAIL};
 use super::headlog::Found;
 use super::{StoreError, put_in_place};
@@ -150,10 +151,15 @@ impl<T: Write> Summed<T> {
         wanted: impl Fn(&[u8]) -> bool,
         more: &[(Vec<u8>, Vec<u8>)],
     ) -> Result<u64, BackupError> {
+        let table = match read.open_table(table) {
+            // A store of before there was such a table.
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(0),
+            other => other?,
+        };
         self.put(&[u8::try_from(name.len()).map_err(io::Error::other)?])?;
         self.put(name.as_bytes())?;
         let mut rows = 0_u64;
-        for entry in redb::ReadableTable::iter(&read.open_table(table)?)? {
+        for entry in redb::ReadableTable::iter(&table)? {
             let (key, value) = entry?;
             let key = key.value();
             let key = K::as_bytes(&key);
@@ -199,6 +205,7 @@ pub(super) fn write(read: &ReadTransaction, logged: Vec<Found>, out: impl Write)
         out.put_table(read, "sealed", SEALED)?,
         out.put_table(read, "late", LATE)?,
         out.put_table(read, "rollup", ROLLUP)?,
+        out.put_table(read, "event", EVENT)?,
     ] {
         rows = rows.saturating_add(table);
     }
@@ -393,6 +400,7 @@ fn put(write: &WriteTransaction, table: &str, key: &[u8], value: &[u8]) -> Resul
         "sealed" => put_row(write, SEALED, key, value),
         "late" => put_row(write, LATE, key, value),
         "rollup" => put_row(write, ROLLUP, key, value),
+        "event" => put_row(write, EVENT, key, value),
         _ => Err(BackupError::Damaged("it has a table that no store has")),
     }
 }

@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend};
 
 use super::chunk::{self, Columns};
+use super::event;
 use super::file::{self, DEVICE, DEVICE_ID, HEAD, LATE, META, ROLLUP, SEALED, TAIL, Tail};
 use super::headlog::{Found, Log};
 use super::{DeviceNumber, StoreError, Tier, batch, compact, disk, io_error};
@@ -190,7 +191,7 @@ fn look(database: &Database, logged: &[Found], pages: Pages, report: &mut Report
             report.note("rollup", format!("buckets of tier {tier} belong to device {number}: one of both is unknown"));
         }
     }
-    Ok(())
+    event::check(&read, |device| devices.contains(&device), |problem| report.note("event", problem))
 }
 
 fn look_at_meta(read: &ReadTransaction, report: &mut Report) -> Result<(), StoreError> {

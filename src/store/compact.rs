@@ -14,6 +14,7 @@ use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, Table, WriteTr
 
 use super::batch;
 use super::chunk::{self, Clock, Encoder, Refused, Stored};
+use super::event;
 use super::file::{Batches, HEAD, LATE, ROLLUP, SEALED, TAIL, Tail, tail};
 use super::recent::Block;
 use super::{BatchNumber, BucketPage, DeviceNumber, Item, Order, StoreError, Tier};
@@ -355,7 +356,8 @@ fn expire(write: &WriteTransaction, expiry: &Expiry, done: &mut Compacted) -> Re
             }
         }
     }
-    done.more_to_expire = left == 0;
+    let more_events = expiry.raw.map(|before| event::expire(write, before)).transpose()?;
+    done.more_to_expire = left == 0 || more_events == Some(true);
     done.deleted_rows = u64::try_from(EXPIRED_A_RUN.saturating_sub(left)).unwrap_or(0);
     Ok(())
 }

@@ -12,6 +12,7 @@
 //! | `sealed` | device number, time of the first entry | one [`chunk`] |
 //! | `late` | device number, time | a reading that came out of order and after its time was sealed: a batch of one |
 //! | `rollup` | tier, device number, period | the buckets of one UTC day or week as one blob |
+//! | `event` | time, rank | an [`event`] |
 //!
 //! After an error redb's handle answers nothing more, so it is dropped, and the next call opens the file anew.
 
@@ -20,6 +21,7 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use redb::{
     Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
@@ -31,11 +33,16 @@ use super::batch::{self, BadBatch, Span};
 use super::chunk::{self, Columns, Stored};
 use super::compact::{self, Compacted, Compaction, Expiry};
 use super::disk::{Counted, Disk};
+use super::event::{self, EVENT, Event, EventPage, EventScan};
 use super::headlog::{self, Appended, Log, Mark};
 use super::journal::StoreId;
 use super::recent::KEEP;
+use super::replay;
 use super::scan::{self, InMemory};
-use super::{BatchNumber, BucketPage, Device, DeviceNumber, Item, Order, Page, Record, Scan, StoreError, Tier, Wear};
+use super::{
+    BatchNumber, BucketPage, Device, DeviceNumber, Item, Order, Page, Record, Scan, StoreError, Tier, Touched, Wear,
+};
+use crate::clock::Stopwatch;
 use crate::limits;
 use crate::reading::{Entry, Reading};
 use crate::rollup::{Bucket, Fold};
@@ -169,6 +176,8 @@ pub struct Commit {
     pub batch: Option<(BatchNumber, Arc<Vec<Item>>)>,
     /// Devices whose record is new.
     pub devices: Vec<Device>,
+    /// What happened since the last commit.
+    pub events: Vec<Event>,
     /// What to seal, roll up and delete in the same transaction.
     pub compaction: Compaction,
     /// The number that the next batch will have.
@@ -180,7 +189,7 @@ pub struct Commit {
 impl Commit {
     /// Whether it only adds readings.
     fn is_plain(&self) -> bool {
-        self.devices.is_empty() && self.compaction.is_nothing()
+        self.devices.is_empty() && self.events.is_empty() && self.compaction.is_nothing()
     }
 }
 
@@ -196,6 +205,8 @@ pub struct Committed {
     pub written: u64,
     /// Bytes written to the block device, by everybody.
     pub device_written: Option<u64>,
+    /// How long sealing took.
+    pub sealing: Duration,
 }
 
 impl File {
@@ -268,9 +279,10 @@ impl File {
     /// [`StoreError`]; the handle is then dropped, and the next call opens the file again.
     pub fn commit(&self, commit: &Commit) -> Result<Committed, StoreError> {
         let mut logged = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = |span, compacted, in_file| Committed {
+        let done = |span, compacted, sealing, in_file| Committed {
             span,
             compacted,
+            sealing,
             in_file,
             written: self.written.load(Ordering::Relaxed),
             device_written: self.disk.device_written(),
@@ -283,15 +295,15 @@ impl File {
         {
             let appended = log.append(*number, &bytes).map_err(|error| StoreError::of(redb::Error::Io(error)))?;
             if appended == Appended::Done {
-                return Ok(done(Some(span), Compacted::default(), false));
+                return Ok(done(Some(span), Compacted::default(), Duration::ZERO, false));
             }
         }
         let Logged { log, unsure } = &mut *logged;
         *unsure = true;
-        let (span, compacted, mark) = self.with(|database| {
+        let (span, compacted, sealing, mark) = self.with(|database| {
             let mut write = database.begin_write()?;
             write.set_quick_repair(is_large(database)?);
-            let (span, compacted) = write_commit(&write, commit)?;
+            let (span, compacted, sealing) = write_commit(&write, commit)?;
             let mark = log.as_ref().map(|log| {
                 let batches = commit.compaction.batches.keys();
                 let left: BTreeSet<_> =
@@ -305,13 +317,13 @@ impl File {
                 write.open_table(META)?.insert("wear", commit.wear.bytes().as_slice())?;
             }
             write.commit()?;
-            Ok((span, compacted, mark))
+            Ok((span, compacted, sealing, mark))
         })?;
         *unsure = false;
         if let (Some(log), Some(mark)) = (log, mark) {
             log.settle(mark);
         }
-        Ok(done(span, compacted, true))
+        Ok(done(span, compacted, sealing, true))
     }
 
     /// One page of a scan: sealed entries, late ones, and what is in memory.
@@ -320,6 +332,35 @@ impl File {
     /// [`StoreError`] when the file cannot be read.
     pub(super) fn scan(&self, scan: &Scan, memory: &InMemory) -> Result<Page, StoreError> {
         self.with(|database| scan::page(&database.begin_read()?, scan, memory))
+    }
+
+    /// What lies after `mark` in its batch.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the file or the log cannot be read.
+    pub fn after(&self, mark: replay::Mark) -> Result<(replay::After, Touched), StoreError> {
+        let bytes = self.with(|database| replay::in_head(&database.begin_read()?, mark))?;
+        let bytes = match bytes {
+            Some(bytes) => Some(bytes),
+            None => self.logged(mark.batch)?,
+        };
+        Ok(replay::after(bytes.as_deref(), mark))
+    }
+
+    /// A batch in the log.
+    fn logged(&self, wanted: BatchNumber) -> Result<Option<Vec<u8>>, StoreError> {
+        let logged = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(log) = &logged.log else { return Ok(None) };
+        let batches = log.batches().map_err(|error| StoreError::of(redb::Error::Io(error)))?;
+        Ok(batches.into_iter().find(|(number, _)| *number == wanted).map(|(_, bytes)| bytes))
+    }
+
+    /// One page of events; `memory` holds those that no commit covers yet.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the file cannot be read.
+    pub fn events(&self, scan: &EventScan, memory: Vec<Event>) -> Result<(EventPage, Touched), StoreError> {
+        self.with(|database| event::page(&database.begin_read()?, scan, memory))
     }
 
     /// A page of the buckets of a device that begin in `[from, to)`: of `tier` as far as they are sealed, then quarter hours, `live`
@@ -448,6 +489,7 @@ pub(super) fn make_tables(write: &WriteTransaction) -> Result<(), StoreError> {
     write.open_table(SEALED)?;
     write.open_table(LATE)?;
     write.open_table(ROLLUP)?;
+    write.open_table(EVENT)?;
     Ok(())
 }
 
@@ -557,7 +599,7 @@ pub(super) fn read_record(number: DeviceNumber, bytes: &[u8]) -> Result<Record, 
     .ok_or(StoreError::BadRecord { device: number })
 }
 
-fn write_commit(write: &WriteTransaction, commit: &Commit) -> Result<(Option<Span>, Compacted), StoreError> {
+fn write_commit(write: &WriteTransaction, commit: &Commit) -> Result<(Option<Span>, Compacted, Duration), StoreError> {
     let mut span = None;
     if let Some((number, items)) = &commit.batch
         && let Some((bytes, lies)) = batch::encode(items)
@@ -577,8 +619,10 @@ fn write_commit(write: &WriteTransaction, commit: &Commit) -> Result<(Option<Spa
             ids.insert(device.record.id.to_string().as_str(), device.number.get())?;
         }
     }
+    event::write(write, &commit.events)?;
+    let watch = Stopwatch::default();
     let compacted = compact::run(write, &commit.compaction)?;
-    Ok((span, compacted))
+    Ok((span, compacted, watch.elapsed()))
 }
 
 #[cfg(test)]
@@ -617,6 +661,7 @@ mod tests {
         file.commit(&Commit {
             batch: None,
             devices: vec![device],
+            events: Vec::new(),
             compaction: Compaction::default(),
             next: BatchNumber::new(0),
             wear: Wear::default(),

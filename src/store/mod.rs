@@ -14,12 +14,14 @@ pub mod check;
 pub mod chunk;
 mod compact;
 pub mod disk;
+pub mod event;
 pub mod file;
 mod headlog;
 pub mod hold;
 pub mod journal;
 mod live;
 mod recent;
+pub mod replay;
 mod scan;
 pub mod worker;
 
@@ -28,6 +30,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -37,11 +40,13 @@ use serde::{Deserialize, Serialize};
 use smol::channel::{Receiver, Sender, bounded};
 use smol::lock::Mutex;
 
+use crate::clock::Stopwatch;
 use crate::limits;
 use crate::reading::{DeviceId, Entry, PlugFacts, Reading};
 use crate::rollup::Bucket;
 use crate::rollup::bucket::quarter_hour;
 use crate::rollup::codec::BadBlob;
+use crate::stats::{Operation, Stats};
 use crate::units::{MilliwattHours, UnixMillis};
 use batch::BadBatch;
 use chunk::{BadChunk, Columns, Stored};
@@ -49,6 +54,7 @@ pub use compact::Expiry;
 use compact::{Compacted, Compaction, Due};
 use disk::{Disk, io_error};
 pub use disk::{on_disk, put_in_place};
+pub use event::{Event, EventPage, EventScan, What};
 use file::{Batches, Commit, Committed, File};
 use journal::{Journal, StoreId};
 use live::Live;
@@ -255,6 +261,19 @@ pub struct BucketPage {
     pub buckets: Vec<Bucket>,
     /// Where the next page begins. None after the last.
     pub next: Option<UnixMillis>,
+}
+
+impl Touched {
+    /// Rows alone.
+    fn of_rows(rows: usize) -> Self {
+        Self { rows: u32::try_from(rows).unwrap_or(u32::MAX), chunks: 0 }
+    }
+}
+
+impl fmt::Display for Touched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} chunks (a page each), {} rows", self.chunks, self.rows)
+    }
 }
 
 /// The length of stored buckets. Both are aligned to UTC; civil periods are sums of them.
@@ -580,6 +599,8 @@ pub struct Store {
     reader: Worker,
     /// Whether a backup is being made.
     backing_up: Arc<AtomicBool>,
+    /// Takes how commits and reads went.
+    stats: Rc<Stats>,
 }
 
 /// A backup on its way, piece by piece; it ends with the last one, or with an error.
@@ -673,6 +694,8 @@ struct Memory {
     /// Every committed head batch.
     batches: Arc<Batches>,
     next_batch: BatchNumber,
+    /// Events that no commit covers.
+    events: event::Pending,
     /// When it was last looked what is too old.
     expired: Option<UnixMillis>,
     /// The last commit.
@@ -719,7 +742,14 @@ impl Store {
             committer: Worker::start("wattd-commit").map_err(StoreError::System)?,
             reader: Worker::start("wattd-read").map_err(StoreError::System)?,
             backing_up: Arc::default(),
+            stats: Rc::default(),
         })
+    }
+
+    /// Where it is noted how commits and reads go, and whatever others have to note.
+    #[must_use]
+    pub const fn stats(&self) -> &Rc<Stats> {
+        &self.stats
     }
 
     /// Takes back what a killed program left in the journal in `dir`, and goes on writing it. Returns how many entries were
@@ -748,11 +778,9 @@ impl Store {
         let mut memory = self.memory.borrow_mut();
         let plug = PlugRecord { facts: facts.clone(), address };
         let number = memory.number_of(DeviceId::plug(facts.mac), seen);
-        let changed = memory.devices.get_mut(number.index()).is_some_and(|kept| {
-            let differs = kept.device.record.plug.as_ref() != Some(&plug);
-            kept.device.record.plug = Some(plug);
-            differs
-        });
+        let Some(kept) = memory.devices.get_mut(number.index()) else { return };
+        let old = kept.device.record.plug.replace(plug.clone());
+        let changed = old.as_ref() != Some(&plug);
         if changed {
             memory.changed.insert(number);
             memory.note_change(number, true);
@@ -762,6 +790,10 @@ impl Store {
             if changed {
                 memory.note_change(number, true);
             }
+        }
+        for (outlet, what) in old.map_or_else(Vec::new, |old| event::changes(&old.facts, facts)) {
+            let device = Some(memory.number_of(DeviceId { plug: facts.mac, outlet }, seen));
+            memory.events.push(Event { time: seen, device, what });
         }
     }
 
@@ -811,15 +843,19 @@ impl Store {
         loop {
             let Some(commit) = self.memory.borrow_mut().next_commit(&self.keeping, now) else { return Ok(committed) };
             let (file, commit) = (self.file.clone(), Arc::new(commit));
+            let watch = Stopwatch::default();
             let written = {
                 let commit = commit.clone();
                 self.committer.run(move || file.commit(&commit)).await
             };
-            let done = written.map_err(StoreError::from).flatten()?;
+            let written = written.map_err(StoreError::from).flatten();
+            self.note_commit(watch.elapsed(), &commit, written.as_ref());
+            let done = written?;
             let mut memory = self.memory.borrow_mut();
             memory.outgoing = None;
             memory.late.clear();
             memory.note_commit(&done, now);
+            memory.events.forget(&commit.events);
             memory.note_written(&commit.devices);
             if let (Some((number, items)), Some(span)) = (&commit.batch, done.span) {
                 Arc::make_mut(&mut memory.batches).insert((span.first, *number), span.last);
@@ -834,6 +870,39 @@ impl Store {
             memory.note_compacted(done.compacted);
             memory.restart_journal();
         }
+    }
+
+    fn note_commit(&self, took: Duration, commit: &Commit, written: Result<&Committed, &StoreError>) {
+        let entries = commit.batch.as_ref().map_or(0, |(_, items)| items.len());
+        self.stats.note(Operation::Commit, took, written.is_ok(), || match written {
+            Ok(Committed { compacted, .. }) => format!(
+                "{entries} entries, {} device records, {} chunks sealed, {} head batches dropped",
+                commit.devices.len(),
+                compacted.chunks,
+                compacted.dropped.len()
+            ),
+            Err(error) => format!("{entries} entries: {error}"),
+        });
+        if let Ok(Committed { compacted, sealing, .. }) = written
+            && compacted.chunks > 0
+        {
+            let did = || format!("{} chunks of {} devices", compacted.chunks, compacted.tails.len());
+            self.stats.note(Operation::Seal, *sealing, true, did);
+        }
+    }
+
+    /// Reads the file on the reading thread, and notes how long that took and what it touched.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&File) -> Result<(T, Touched), StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (file, watch) = (self.file.clone(), Stopwatch::default());
+        let read = self.reader.run(move || work(&file)).await.map_err(StoreError::from).flatten();
+        self.stats.note(Operation::Query, watch.elapsed(), read.is_ok(), || match &read {
+            Ok((_, touched)) => touched.to_string(),
+            Err(error) => error.to_string(),
+        });
+        read.map(|(found, _)| found)
     }
 
     /// Every device, in order of number.
@@ -898,6 +967,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the file is needed and cannot be read. What is damaged is left out and logged.
     pub async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
+        let watch = Stopwatch::default();
         // A commit that ends before the file is read seals some of what is in memory: a row seen twice is shown once.
         let in_memory = {
             let memory = self.memory.borrow();
@@ -905,10 +975,16 @@ impl Store {
             InMemory::of(devices.map(|kept| &kept.recent), &scan)
         };
         if let Some(page) = in_memory.page(&scan) {
+            let rows = page.rows.len();
+            self.stats.note(Operation::Query, watch.elapsed(), true, || format!("{rows} rows from memory"));
             return Ok(page);
         }
-        let file = self.file.clone();
-        self.reader.run(move || file.scan(&scan, &in_memory)).await.map_err(StoreError::from).flatten()
+        self.read(move |file| {
+            let page = file.scan(&scan, &in_memory)?;
+            let touched = page.touched;
+            Ok((page, touched))
+        })
+        .await
     }
 
     /// Everything that is committed now, as [`backup`] writes it, while recording goes on. It is read on a thread of its own,
@@ -972,9 +1048,12 @@ impl Store {
             memory.numbers.get(&id).copied().zip(memory.kept(id).map(|kept| kept.live.buckets(now)))
         };
         let Some((number, live)) = asked else { return Ok(BucketPage::default()) };
-        let file = self.file.clone();
-        let read = self.reader.run(move || file.buckets(number, tier, from, to, live)).await;
-        read.map_err(StoreError::from).flatten()
+        self.read(move |file| {
+            let page = file.buckets(number, tier, from, to, live)?;
+            let touched = Touched::of_rows(page.buckets.len());
+            Ok((page, touched))
+        })
+        .await
     }
 }
 
@@ -1003,9 +1082,8 @@ impl Store {
             };
             (numbers, live)
         };
-        let file = self.file.clone();
-        let read = self.reader.run(move || file.first_bucket(&numbers, order, from, to)).await;
-        let stored = read.map_err(StoreError::from).flatten()?;
+        let stored =
+            self.read(move |file| Ok((file.first_bucket(&numbers, order, from, to)?, Touched::default()))).await?;
         Ok(match order {
             Order::Ascending => stored.into_iter().chain(live).min(),
             Order::Descending => stored.into_iter().chain(live).max(),
@@ -1080,8 +1158,9 @@ impl Memory {
     fn append(&mut self, id: DeviceId, stored: Stored) {
         let device = self.number_of(id, stored.entry.time());
         let Some(kept) = self.devices.get_mut(device.index()) else { return };
+        let (last, before) = (kept.live.last(), kept.latest);
         if let Entry::Reading(reading) = stored.entry {
-            if kept.latest == Some(reading) {
+            if before == Some(reading) {
                 return; // the same once more
             }
             kept.latest = Some(reading);
@@ -1089,6 +1168,11 @@ impl Memory {
         let late = !kept.live.push(&stored);
         kept.recent.push(&stored);
         self.note_change(device, late);
+        if !late {
+            for what in event::between(last, before, &stored) {
+                self.events.push(Event { time: stored.entry.time(), device: Some(device), what });
+            }
+        }
         if self.pending.len() >= limits::PENDING_READINGS {
             let oldest = self.pending.iter().position(|old| old.device == device).unwrap_or(0);
             if let Some(gone) = self.pending.remove(oldest)
@@ -1122,13 +1206,14 @@ impl Memory {
             self.outgoing = Some(Outgoing { number: self.next_batch, items: Arc::new(items) });
             self.next_batch = BatchNumber(self.next_batch.0.saturating_add(1));
         }
-        if self.outgoing.is_none() && self.changed.is_empty() {
+        if self.outgoing.is_none() && self.changed.is_empty() && self.events.all().is_empty() {
             return None;
         }
         let devices = self.changed.iter().filter_map(|n| self.devices.get(n.index()).map(|kept| kept.device.clone()));
         Some(Commit {
             batch: self.outgoing.as_ref().map(|outgoing| (outgoing.number, outgoing.items.clone())),
             devices: devices.collect(),
+            events: self.events.all().to_vec(),
             compaction: self.compaction(keeping, now),
             next: self.next_batch,
             wear: self.figures.wear,

@@ -1,6 +1,7 @@
 //! What the agent costs, measured on the release binary with simulated plugs over loopback:
 //! `cargo bench --bench agent` (about three minutes), `cargo bench --bench agent -- writes 660` for bytes written,
 //! `cargo bench --bench agent -- every 120` for 50 plugs over all protocols.
+//! `cargo bench --bench agent -- events 1000` for listeners to events.
 //!
 //! Memory and CPU come from /proc of the running agent; latencies from one keep-alive connection while it polls.
 #![allow(clippy::disallowed_methods)] // a measurement reads the clock
@@ -208,11 +209,102 @@ fn writes(seconds: u64) {
     }
 }
 
+/// What so many listeners to events cost, one of them stuck, while 20 plugs are polled every five seconds.
+fn events(count: u64, seconds: u64) {
+    let fleet = fleet(20, 62);
+    let dir = tempfile::tempdir().unwrap();
+    // Listeners may take three quarters of the connections.
+    let connections = (count * 4 / 3 + 16).to_string();
+    let settings = ["--http-connections", &connections, "--poll-interval", "5s", "--commit-interval", "2s"];
+    let agent = Agent::start(dir.path(), &fleet, &settings);
+    let heard = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    for listeners in [0, count] {
+        let address = agent.address.clone();
+        let open = move || {
+            let mut stream = TcpStream::connect(&address).unwrap();
+            write!(stream, "GET /api/v1/events HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+            stream.read_exact(&mut [0; 12]).unwrap();
+            stream
+        };
+        let streams: Vec<_> = (0..listeners).map(|_| open()).collect();
+        if listeners > 0 {
+            let heard = heard.clone();
+            std::thread::spawn(move || listen(streams, &heard));
+        }
+        let before = ask(&agent, "/api/v1/stats");
+        let (cpu, since) = (agent.cpu(), Instant::now());
+        std::thread::sleep(Duration::from_secs(seconds));
+        let (used, passed) = ((agent.cpu() - cpu).as_secs_f64(), since.elapsed().as_secs_f64());
+        let after = ask(&agent, "/api/v1/stats");
+        let more = |path: &str| {
+            after.pointer(path).unwrap().as_u64().unwrap() - before.pointer(path).unwrap().as_u64().unwrap()
+        };
+        println!(
+            "{listeners} listeners: RssAnon {} kB, VmRSS {} kB, CPU {:.1} %; in {passed:.0} s {} polls, {} commits, {} failures",
+            agent.field("status", "RssAnon:"),
+            agent.field("status", "VmRSS:"),
+            used / passed * 100.0,
+            more("/operations/poll/count"),
+            more("/operations/commit/count"),
+            more("/operations/poll/errors") + more("/operations/commit/errors"),
+        );
+        let late = |path: &str| after.pointer(path).unwrap().as_f64().unwrap_or(0.0);
+        println!(
+            "  so far: poll late p99 {} ms, at most {} ms; commit p99 {} ms; batches {}, events heard {}, listeners dropped {}",
+            late("/polls/late_p99_ms"),
+            late("/polls/late_max_ms"),
+            late("/operations/commit/p99_ms"),
+            more("/events/batches"),
+            heard.load(std::sync::atomic::Ordering::Relaxed),
+            more("/events/dropped"),
+        );
+    }
+}
+
+/// Reads from all streams but the last, which is stuck, and counts events.
+fn listen(mut streams: Vec<TcpStream>, heard: &std::sync::atomic::AtomicU64) {
+    let _stuck = streams.pop();
+    smol::block_on(async {
+        let executor = smol::LocalExecutor::new();
+        let tasks: Vec<_> = streams
+            .into_iter()
+            .map(|stream| {
+                executor.spawn(async move {
+                    let mut stream = smol::Async::new(stream).unwrap();
+                    let mut buffer = vec![0; 16 * 1024];
+                    while let Ok(count @ 1..) = smol::io::AsyncReadExt::read(&mut stream, &mut buffer).await {
+                        let events = buffer[..count].windows(14).filter(|part| *part == b"event: reading").count();
+                        heard.fetch_add(events as u64, std::sync::atomic::Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        executor
+            .run(async {
+                for task in tasks {
+                    task.await
+                }
+            })
+            .await;
+    });
+}
+
+fn ask(agent: &Agent, path: &str) -> serde_json::Value {
+    let mut stream = TcpStream::connect(&agent.address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", agent.address).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let number = |n: usize, default| args.get(n).and_then(|arg| arg.parse().ok()).unwrap_or(default);
     if args.first().is_some_and(|arg| arg == "writes") {
         return writes(number(1, 660));
+    }
+    if args.first().is_some_and(|arg| arg == "events") {
+        return events(number(1, 1_000), number(2, 60));
     }
     if args.first().is_some_and(|arg| arg == "every") {
         return every(number(1, 120));

@@ -146,6 +146,7 @@ impl House {
             sink: Rc::new(Recorder(self.store.clone(), self.clock.clone())),
             requests: self.requests.clone(),
             ready: self.ready.clone(),
+            stats: Rc::default(),
         };
         let discovery = discovery::open(Ports { iot: settings.port, ..Ports::REAL }).await.unwrap();
         self.executor.spawn(Poller::new(settings, world, Some(discovery)).run())
