@@ -73,7 +73,7 @@ pub struct Frame<'a> {
 
 const WIDTH: i64 = 460;
 const HEIGHT: i64 = 228;
-const LEFT: i64 = 44;
+const LEFT: i64 = 50;
 const RIGHT: i64 = 8;
 const TOP: i64 = 30;
 const BOTTOM: i64 = 24;

@@ -48,7 +48,7 @@ function values(svg) {
   const tip = document.createElement('output');
   tip.className = 'tip';
   figure.append(tip);
-  const from = +svg.dataset.from, to = +svg.dataset.to, box = svg.viewBox.baseVal, left = 44, width = box.width - 52;
+  const from = +svg.dataset.from, to = +svg.dataset.to, box = svg.viewBox.baseVal, left = 50, width = box.width - 58;
   const power = svg.classList.contains('power');
   for (const title of all('rect title', svg)) title.remove();
   let at = -1;
@@ -142,10 +142,12 @@ function listen() {
     if (fresh && !all('main h1 bdi').length) refresh(1e3);
   });
   source.addEventListener('device', event => {
-    const news = JSON.parse(event.data), plug = news.device;
+    const news = JSON.parse(event.data), plug = news.device, card = document.querySelector('[data-plug="' + CSS.escape(plug) + '"]');
+    const shown = card && (card.classList.contains('off') ? false : card.classList.contains('unknown') ? null : true);
+    if (card ? shown === news.online : document.querySelector('main h1 bdi')) return;
     if (news.online === false) {
       for (const id of live.keys()) if (id === plug || id.startsWith(plug + '.')) live.set(id, null);
-      all('[data-plug="' + CSS.escape(plug) + '"]').forEach(card => card.classList.add('off'));
+      if (card) card.classList.add('off');
       show();
     }
     refresh(300);

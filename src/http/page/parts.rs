@@ -195,8 +195,7 @@ impl Doc {
 
     fn card(&mut self, app: &App, plug: &Plug, own: &[&Summary], spark: &str, now: UnixMillis) {
         let id = DeviceId::plug(plug.facts.mac);
-        let offline = matches!(plug.presence, Presence::Offline { .. });
-        let class = if offline { " off" } else { "" };
+        let class = class_of(plug);
         self.put(format_args!(
             "<li class=\"card{class}\" data-plug=\"{id}\"><h3><a href=\"/plug/{id}\" data-nav><bdi>{}</bdi></a></h3>\n",
             Escaped(plug.display_name())
@@ -296,8 +295,7 @@ impl Doc {
         let own: Vec<&Summary> = used.first().map(|(_, today)| today.iter().collect()).unwrap_or_default();
         let fleet = app.fleet.borrow();
         let plug = fleet.get(id.plug);
-        let class =
-            if plug.is_some_and(|plug| matches!(plug.presence, Presence::Offline { .. })) { " off" } else { "" };
+        let class = plug.map_or("", class_of);
         self.put(format_args!(
             "<h1><bdi>{}</bdi></h1>\n<div class=\"card head{class}\" data-plug=\"{}\">\n",
             Escaped(title),
@@ -374,6 +372,15 @@ impl Doc {
             Escaped(plug.address.ip()),
             Escaped(plug.facts.protocol.name())
         ));
+    }
+}
+
+/// How a plug's card looks beside others'.
+const fn class_of(plug: &Plug) -> &'static str {
+    match plug.presence {
+        Presence::Online => "",
+        Presence::Offline { .. } => " off",
+        Presence::Unknown => " unknown",
     }
 }
 
