@@ -2,10 +2,12 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::as_conversions)]
 #![deny(clippy::disallowed_methods)]
 
+use std::future::Future;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::rc::Rc;
 
+use smol::future::FutureExt as _;
 use wattd::agent::{Agent, AgentError, Outside};
 use wattd::cli::args::{self, Probing, Rounds, Verb};
 use wattd::cli::{Outcome, backup, check, config, discover, doctor, export, once, read};
@@ -23,29 +25,30 @@ fn main() -> ExitCode {
     let outcome = match (invocation.verb, loaded) {
         (Verb::ConfigShow(format), loaded) => config::show(&loaded, format),
         (Verb::ConfigCheck, loaded) => config::check(&loaded),
-        (Verb::Doctor(format), loaded) => {
-            smol::block_on(doctor::run(&loaded, &SystemClock::start(), Ports::REAL, format))
-        }
+        (Verb::Doctor(format), loaded) => wait_for(doctor::run(&loaded, &SystemClock::start(), Ports::REAL, format)),
         (_, Err(problems)) => config::refused(&problems),
         (Verb::Check(format), Ok(loaded)) => check::run(&loaded.config.data_dir, format),
-        (Verb::Backup { file }, Ok(loaded)) => {
-            smol::block_on(backup::run(&loaded.config, &SystemClock::start(), &file))
-        }
+        (Verb::Backup { file }, Ok(loaded)) => wait_for(backup::run(&loaded.config, &SystemClock::start(), &file)),
         (Verb::Restore { file, existing }, Ok(loaded)) => backup::restore(&loaded.config.data_dir, &file, existing),
         (Verb::Run(rounds), Ok(loaded)) => run(loaded, rounds, read),
         (Verb::Discover { probing: Probing::DryRun, .. }, Ok(loaded)) => discover::dry_run(&loaded.config, Ports::REAL),
         (Verb::Discover { format, .. }, Ok(loaded)) => {
-            smol::block_on(discover::run(&loaded.config, &SystemClock::start(), Ports::REAL, format))
+            wait_for(discover::run(&loaded.config, &SystemClock::start(), Ports::REAL, format))
         }
         (Verb::Read { host, format, route }, Ok(loaded)) => {
-            smol::block_on(read::run(&loaded.config, &SystemClock::start(), Ports::REAL, &host, route, format))
+            wait_for(read::run(&loaded.config, &SystemClock::start(), Ports::REAL, &host, route, format))
         }
         (Verb::Export(wanted), Ok(loaded)) => {
             let clock = Rc::new(SystemClock::start());
-            smol::block_on(export::run(&loaded.config, clock, &wanted, &mut std::io::stdout().lock()))
+            wait_for(export::run(&loaded.config, clock, &wanted, &mut std::io::stdout().lock()))
         }
     };
     finish(&outcome)
+}
+
+/// Runs a verb to its end. Behind one pointer, because the loop that waits is compiled anew for each kind of future.
+fn wait_for(verb: impl Future<Output = Outcome>) -> Outcome {
+    smol::block_on(verb.boxed_local())
 }
 
 fn finish(outcome: &Outcome) -> ExitCode {
