@@ -134,6 +134,7 @@ fn a_store_of_before_the_log_is_opened_and_gets_one() {
     assert!(record(&store, 60).is_none());
     drop(store);
     set_format(&old, 1);
+    drop_checksums(&old);
     let disk = Recorder::holding_both([old.bytes(), Vec::new()]);
     for round in 0..3 {
         let store = open(&disk).unwrap();
@@ -154,6 +155,27 @@ fn set_format(disk: &Recorder, format: u16) {
     let write = database.begin_write().unwrap();
     let meta = TableDefinition::<&str, &[u8]>::new("meta");
     write.open_table(meta).unwrap().insert("format", format.to_le_bytes().as_slice()).unwrap();
+    write.commit().unwrap();
+}
+
+/// Makes records and tails as they were before they had a checksum.
+fn drop_checksums(disk: &Recorder) {
+    let database = redb::Builder::new().create_with_backend(disk.backend()).unwrap();
+    let write = database.begin_write().unwrap();
+    for name in NUMBERED {
+        let mut table = write.open_table(TableDefinition::<u32, &[u8]>::new(name)).unwrap();
+        let rows: Vec<_> = table
+            .iter()
+            .unwrap()
+            .map(|row| row.unwrap())
+            .map(|(key, row)| (key.value(), row.value().to_vec()))
+            .collect();
+        assert!(!rows.is_empty());
+        for (device, row) in rows {
+            assert_eq!(row[0], 2);
+            table.insert(device, [&[1], &row[5..]].concat().as_slice()).unwrap();
+        }
+    }
     write.commit().unwrap();
 }
 
@@ -327,7 +349,8 @@ fn a_file_that_cannot_be_written_is_a_plain_error() {
     }
 }
 
-const NUMBERED: [(&str, u8); 2] = [("device", 0), ("tail", 0)];
+/// The tables by device number.
+const NUMBERED: [&str; 2] = ["device", "tail"];
 
 /// Changes a bit of one value of `table`, as a bad cell of the card would: the page's own checksum is wrong then.
 fn flip(bytes: &mut [u8], value: &[u8], bit: usize) {
@@ -343,7 +366,7 @@ fn values(disk: &Recorder) -> Vec<(&'static str, Vec<u8>)> {
     let database = redb::Builder::new().create_with_backend(disk.backend()).unwrap();
     let read = database.begin_read().unwrap();
     let mut values = Vec::new();
-    for (name, _) in NUMBERED {
+    for name in NUMBERED {
         let table = read.open_table(TableDefinition::<u32, &[u8]>::new(name)).unwrap();
         values.push((name, table.first().unwrap().unwrap().1.value().to_vec()));
     }
@@ -378,7 +401,7 @@ fn a_flipped_bit_in_any_table_is_an_error_that_names_it_and_the_rest_is_readable
             let report = store::check::check(&path).unwrap();
             assert!(report.problems.iter().any(|problem| problem.table == "file"), "{table}, bit {bit}: {report:?}");
             let is_named = report.problems.iter().any(|problem| problem.table == table);
-            let has_own_checksum = ["sealed", "late", "rollup", "head"].contains(&table);
+            let has_own_checksum = ["device", "tail", "sealed", "late", "rollup", "head"].contains(&table);
             assert!(is_named || !has_own_checksum, "{table}, bit {bit}: {report:?}");
             assert!(std::fs::read(&path).unwrap() == bytes, "{table}, bit {bit}: check has changed the file");
             if matches!(table, "meta" | "device_id") {
@@ -388,23 +411,93 @@ fn a_flipped_bit_in_any_table_is_an_error_that_names_it_and_the_rest_is_readable
                 assert!(matches!(error, StoreError::BeyondRepair(_)), "{table}, bit {bit}: {error:?}");
                 continue;
             }
-            // What redb does not look at while the machine runs is found by our own checksums, or reads as another value.
-            match open(&Recorder::holding(bytes)) {
-                Err(error) => assert!(matches!(error, StoreError::BadRecord { .. }), "{table}, bit {bit}: {error:?}"),
-                Ok(store) => {
-                    let left = scan(&store).unwrap();
-                    assert!(left.iter().all(|reading| good.contains(reading)), "{table}, bit {bit}: made up");
-                    assert!(left.len() * 2 > good.len(), "{table}, bit {bit}: {} of {}", left.len(), good.len());
-                    for n in 0..2 {
-                        let (from, to) = (UnixMillis::MIN, UnixMillis::MAX);
-                        smol::block_on(store.buckets(id(n), Tier::QuarterHour, from, to, to)).unwrap();
-                    }
-                    append(&store, 400);
-                    commit(&store, 400).unwrap();
-                }
+            // What redb does not look at while the machine runs is found by our own checksums.
+            let store = open(&Recorder::holding(bytes)).unwrap_or_else(|error| panic!("{table}, bit {bit}: {error}"));
+            let left = scan(&store).unwrap();
+            assert!(left.iter().all(|reading| good.contains(reading)), "{table}, bit {bit}: made up");
+            assert!(left.len() * 2 > good.len(), "{table}, bit {bit}: {} of {}", left.len(), good.len());
+            for n in 0..2 {
+                let (from, to) = (UnixMillis::MIN, UnixMillis::MAX);
+                smol::block_on(store.buckets(id(n), Tier::QuarterHour, from, to, to)).unwrap();
             }
+            append(&store, 400);
+            commit(&store, 400).unwrap();
         }
     }
+}
+
+/// Everything that is to be seen of a store.
+fn seen(store: &Store) -> impl PartialEq + std::fmt::Debug + use<> {
+    let (from, to) = (UnixMillis::MIN, UnixMillis::MAX);
+    let buckets = |n| smol::block_on(store.buckets(id(n), Tier::QuarterHour, from, to, reading(299).time)).unwrap();
+    let devices: Vec<_> = store.devices().iter().map(|device| (device.record.id, device.record.first_seen)).collect();
+    (devices, scan(store).unwrap(), [0, 1].map(buckets), [0, 1].map(|n| store.total(id(n))), store.figures().readings)
+}
+
+#[test]
+fn a_damaged_record_or_tail_is_made_again_and_costs_nothing_else() {
+    let whole = filled();
+    let good = seen(&open(&whole).unwrap());
+    for (table, value) in values(&whole).into_iter().take(NUMBERED.len()) {
+        for bit in (0..value.len() * 8).step_by(7) {
+            let mut bytes = whole.bytes();
+            flip(&mut bytes, &value, bit);
+            let disk = Recorder::holding(bytes);
+            assert_eq!(seen(&open(&disk).unwrap()), good, "{table}, bit {bit}");
+            // It is whole again, and stays so.
+            let dir = tempfile::tempdir().unwrap();
+            let path = store::path_in(dir.path());
+            std::fs::write(&path, disk.bytes()).unwrap();
+            assert_eq!(store::check::check(&path).unwrap().problems, [], "{table}, bit {bit}");
+            let store = open(&disk).unwrap();
+            append(&store, 300);
+            commit(&store, 300).unwrap();
+            assert_eq!(scan(&store).unwrap().len(), 301, "{table}, bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn a_tail_made_again_after_its_first_readings_were_deleted_still_knows_the_whole_energy() {
+    let disk = Recorder::holding(empty());
+    let keeping = Keeping { raw: Some(Duration::from_secs(12 * 3_600)), ..Keeping::default() };
+    let store = Store::open(disk.disk(), keeping).unwrap();
+    assert!(record(&store, 400).is_none());
+    let total = store.total(id(0)).unwrap();
+    assert!(scan(&store).unwrap().len() < 300, "nothing was deleted");
+    drop(store);
+    let tail = {
+        let database = redb::Builder::new().create_with_backend(disk.backend()).unwrap();
+        let table = database.begin_read().unwrap().open_table(TableDefinition::<u32, &[u8]>::new("tail")).unwrap();
+        table.get(0).unwrap().unwrap().value().to_vec()
+    };
+    let mut bytes = disk.bytes();
+    flip(&mut bytes, &tail, 60);
+    let disk = Recorder::holding(bytes);
+    // What was below one mWh is not in the buckets.
+    let again = Store::open(disk.disk(), keeping).unwrap().total(id(0)).unwrap();
+    assert!(again.get().abs_diff(total.get()) <= 1, "{again} instead of {total}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = store::path_in(dir.path());
+    std::fs::write(&path, disk.bytes()).unwrap();
+    assert_eq!(store::check::check(&path).unwrap().problems, []);
+}
+
+#[test]
+fn a_record_whose_id_is_lost_too_is_refused() {
+    let disk = filled();
+    let database = redb::Builder::new().create_with_backend(disk.backend()).unwrap();
+    let write = database.begin_write().unwrap();
+    write
+        .open_table(TableDefinition::<&str, u32>::new("device_id"))
+        .unwrap()
+        .remove(id(0).to_string().as_str())
+        .unwrap();
+    write.open_table(TableDefinition::<u32, &[u8]>::new("device")).unwrap().insert(0, [7; 20].as_slice()).unwrap();
+    write.commit().unwrap();
+    drop(database);
+    let error = open(&disk).err().unwrap();
+    assert!(matches!(error, StoreError::BadRecord { device } if device.get() == 0), "{error:?}");
 }
 
 #[test]

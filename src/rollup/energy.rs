@@ -199,6 +199,18 @@ impl Energy {
         Self { step: step.get().max(1), ..Self::default() }
     }
 
+    /// The same, after `energy` that was drawn before the first entry.
+    #[must_use]
+    pub(super) fn preceded_by(mut self, energy: MilliwattHours) -> Self {
+        let before = energy.get().saturating_mul(MILLIWATT_HOUR);
+        let later = |counted: u64| counted.saturating_add(before).min(MOST);
+        self.total = later(self.total);
+        for track in [&mut self.track, &mut self.other].into_iter().flatten() {
+            track.counted = later(track.counted);
+        }
+        self
+    }
+
     /// The total as of the last entry, rounded down.
     #[must_use]
     pub fn total(&self) -> MilliwattHours {

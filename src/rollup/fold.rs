@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::bucket::{Bucket, Flags, Millijoules, PowerRange, QUARTER_HOUR_MS, quarter_hour};
 use super::energy::{Energy, Form, MILLIWATT_HOUR, Piece, millis, milliwatt_hours, milliwatts};
 use crate::reading::{Entry, Relay};
-use crate::units::UnixMillis;
+use crate::units::{MilliwattHours, UnixMillis};
 
 /// mW ms in one mJ.
 const MILLIJOULE: u64 = 1_000;
@@ -83,6 +83,19 @@ impl Fold {
     #[must_use]
     pub fn from_energy(energy: Energy) -> Self {
         Self { reported: energy.exact() / MILLIWATT_HOUR, energy, ..Self::default() }
+    }
+
+    /// The same, after `energy` that was drawn before all that was folded.
+    #[must_use]
+    pub fn preceded_by(self, energy: MilliwattHours) -> Self {
+        let reported = self.reported.saturating_add(energy.get());
+        Self { reported, energy: self.energy.preceded_by(energy), ..self }
+    }
+
+    /// The total as of the last finished bucket.
+    #[must_use]
+    pub fn reported(&self) -> MilliwattHours {
+        milliwatt_hours(self.reported)
     }
 
     /// The device's energy.

@@ -5,14 +5,16 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `meta` | name | `format`: u16; `store_id`: 16 bytes; `log`: a [`headlog::Mark`]; `wear`: u64 bytes, u64 ms |
-//! | `device` | device number | version byte, postcard [`Record`] |
+//! | `device` | device number | a [`row`]: postcard [`Record`] |
 //! | `device_id` | public id, `9c5322aabbcc.0` | device number |
 //! | `head` | batch sequence | one [`batch`] that is not in the [`headlog`]; the newest stays, for its number |
-//! | `tail` | device number | version byte, i64 time up to which entries are sealed, postcard [`Tail`] |
+//! | `tail` | device number | a [`row`]: i64 time up to which entries are sealed, postcard [`TailState`] |
 //! | `sealed` | device number, time of the first entry | one [`chunk`] |
 //! | `late` | device number, time | a reading that came out of order and after its time was sealed: a batch of one |
 //! | `rollup` | tier, device number, period | the buckets of one UTC day or week as one blob |
 //! | `event` | time, rank | an [`event`] |
+//!
+//! A record or tail that is damaged is made again when the file is opened, see [`mend`].
 //!
 //! After an error redb's handle answers nothing more, so it is dropped, and the next call opens the file anew.
 
@@ -36,6 +38,7 @@ use super::disk::{Counted, Disk};
 use super::event::{self, EVENT, Event, EventPage, EventScan};
 use super::headlog::{self, Appended, Log, Mark};
 use super::journal::StoreId;
+use super::mend;
 use super::recent::KEEP;
 use super::replay;
 use super::scan::{self, InMemory};
@@ -60,8 +63,9 @@ pub(super) const ROLLUP: TableDefinition<'_, (u8, u32, i32), &[u8]> = TableDefin
 /// The format this program writes. A file with a higher one is refused. One of format 1 has no log: it gets one when it is
 /// opened, and is of format 2 from then on, so that a program that knows of no log does not pass over what is in it.
 pub const FORMAT: u16 = 2;
-const RECORD_VERSION: u8 = 1;
-const TAIL_VERSION: u8 = 1;
+/// How a [`row`] begins, and how one began before rows had a checksum. No single bit makes one of the other.
+const SUMMED: u8 = 2;
+const UNSUMMED: u8 = 1;
 
 /// Head batches by the time of their first entry and their number, with the time of their last entry.
 pub type Batches = BTreeMap<(UnixMillis, BatchNumber), UnixMillis>;
@@ -87,9 +91,8 @@ pub struct TailState {
 }
 
 impl Tail {
-    fn read(device: DeviceNumber, bytes: &[u8]) -> Result<Self, StoreError> {
-        let parts = bytes.split_first().filter(|(version, _)| **version == TAIL_VERSION);
-        let parts = parts.and_then(|(_, rest)| rest.split_first_chunk::<8>());
+    pub(super) fn read(device: DeviceNumber, bytes: &[u8]) -> Result<Self, StoreError> {
+        let parts = content(device, bytes)?.split_first_chunk::<8>();
         let (time, state) = parts.ok_or(StoreError::BadRecord { device })?;
         let state = postcard::from_bytes(state).map_err(|_| StoreError::BadRecord { device })?;
         Ok(Self { sealed_to: Some(UnixMillis::new(i64::from_le_bytes(*time))), state })
@@ -98,10 +101,38 @@ impl Tail {
     /// The bytes for the `tail` table. None before the first chunk.
     pub(super) fn bytes(&self, device: DeviceNumber) -> Result<Option<Vec<u8>>, StoreError> {
         let Some(sealed_to) = self.sealed_to else { return Ok(None) };
-        let mut bytes = vec![TAIL_VERSION];
-        bytes.extend(sealed_to.get().to_le_bytes());
-        postcard::to_extend(&self.state, bytes).map(Some).map_err(|_| StoreError::BadRecord { device })
+        let time = sealed_to.get().to_le_bytes().to_vec();
+        let content = postcard::to_extend(&self.state, time).map_err(|_| StoreError::BadRecord { device })?;
+        Ok(Some(row(device, &content)))
     }
+}
+
+/// A value of `device` or `tail`: [`SUMMED`], u32 CRC-32 of the device number and the content, the content.
+fn row(device: DeviceNumber, content: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![SUMMED];
+    bytes.extend(row_sum(device, content).to_le_bytes());
+    bytes.extend(content);
+    bytes
+}
+
+fn row_sum(device: DeviceNumber, content: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&device.get().to_le_bytes());
+    sum.update(content);
+    sum.finalize()
+}
+
+/// The content of a [`row`].
+fn content(device: DeviceNumber, bytes: &[u8]) -> Result<&[u8], StoreError> {
+    let content = match bytes.split_first() {
+        Some((&UNSUMMED, content)) => Some(content),
+        Some((&SUMMED, rest)) => rest
+            .split_first_chunk::<4>()
+            .filter(|(sum, content)| u32::from_le_bytes(**sum) == row_sum(device, content))
+            .map(|(_, content)| content),
+        _ => None,
+    };
+    content.ok_or(StoreError::BadRecord { device })
 }
 
 /// A device's tail; the default for one that has nothing sealed.
@@ -423,6 +454,7 @@ impl File {
         let counted = Counted { inner, written: self.written.clone() };
         let database = builder.create_with_backend(counted).map_err(StoreError::opening)?;
         prepare(&database)?;
+        mend::mend(&database)?;
         let database = Arc::new(database);
         *open = Handle::Open(database.clone());
         Ok(database)
@@ -522,6 +554,9 @@ fn read_contents(
     for entry in read.open_table(DEVICE)?.iter()? {
         let (number, bytes) = entry?;
         let number = DeviceNumber::new(number.value());
+        if number.index() != contents.devices.len() {
+            return Err(StoreError::BadRecord { device: number }); // it would stand for another device
+        }
         let device = Device { number, record: read_record(number, bytes.value())? };
         contents.devices.push(known(device, tail(&tails, number)?, &sealed, &late)?);
     }
@@ -591,12 +626,14 @@ fn known(
     Ok(Known { device, tail, newest, last, recent, complete_after })
 }
 
-pub(super) fn read_record(number: DeviceNumber, bytes: &[u8]) -> Result<Record, StoreError> {
-    match bytes.split_first() {
-        Some((&RECORD_VERSION, record)) => postcard::from_bytes(record).ok(),
-        _ => None,
-    }
-    .ok_or(StoreError::BadRecord { device: number })
+pub(super) fn read_record(device: DeviceNumber, bytes: &[u8]) -> Result<Record, StoreError> {
+    postcard::from_bytes(content(device, bytes)?).map_err(|_| StoreError::BadRecord { device })
+}
+
+/// The bytes for the `device` table.
+pub(super) fn record_bytes(device: &Device) -> Result<Vec<u8>, StoreError> {
+    let bad = |_| StoreError::BadRecord { device: device.number };
+    Ok(row(device.number, &postcard::to_allocvec(&device.record).map_err(bad)?))
 }
 
 fn write_commit(write: &WriteTransaction, commit: &Commit) -> Result<(Option<Span>, Compacted, Duration), StoreError> {
@@ -613,9 +650,7 @@ fn write_commit(write: &WriteTransaction, commit: &Commit) -> Result<(Option<Spa
     if !commit.devices.is_empty() {
         let (mut table, mut ids) = (write.open_table(DEVICE)?, write.open_table(DEVICE_ID)?);
         for device in &commit.devices {
-            let bytes = postcard::to_extend(&device.record, vec![RECORD_VERSION])
-                .map_err(|_| StoreError::BadRecord { device: device.number })?;
-            table.insert(device.number.get(), bytes.as_slice())?;
+            table.insert(device.number.get(), record_bytes(device)?.as_slice())?;
             ids.insert(device.record.id.to_string().as_str(), device.number.get())?;
         }
     }

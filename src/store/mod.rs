@@ -20,6 +20,7 @@ mod headlog;
 pub mod hold;
 pub mod journal;
 mod live;
+mod mend;
 mod recent;
 pub mod replay;
 mod scan;
@@ -1118,6 +1119,11 @@ impl Memory {
     fn recall(&mut self, contents: &mut file::Contents, item: &Item) {
         self.know(std::mem::take(&mut contents.devices));
         let Some(kept) = self.devices.get_mut(item.device.index()) else { return };
+        if item.time() < kept.device.record.first_seen {
+            // A record that was made again may not know better.
+            kept.device.record.first_seen = item.time();
+            self.changed.insert(item.device);
+        }
         let is_open = kept.live.recall(&item.stored);
         if is_open || item.late {
             kept.recent.push(&item.stored);
