@@ -39,7 +39,7 @@ pub fn main() {
         ["child-dies", dir] => child_dies(Path::new(dir)),
         ["year"] => year(),
         ["years"] => years(),
-        _ => week(),
+        parts => week(parts),
     }
 }
 
@@ -118,7 +118,9 @@ fn scan(devices: Vec<DeviceNumber>, from: i64, to: i64, order: Order, limit: usi
     Scan { devices, from, to, order, after: None, limit, columns: Columns::ALL }
 }
 
-fn week() {
+/// All parts, or those named.
+fn week(parts: &[&str]) {
+    let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let mut report =
         Report::new("20 plugs x 10 s x 7 days, in batches of 60 s unless said otherwise; the peer is fed alike");
     let all = entries();
@@ -157,12 +159,24 @@ fn week() {
     let peer = Some((Schema::Indexed.name(), peer_speed));
     report.add("store.ingest_60s", speed, "readings/s", peer, Target::AtLeast(20_000.0));
 
-    sizes(&mut report, &ours, &theirs, count);
-    latencies(&mut report, dir.path(), &ours, &theirs);
-    cold(&mut report, &ours, &theirs);
-    wear(&mut report, dir.path(), &base, last);
-    reopening(&mut report, dir.path(), &ours);
-    memory(&mut report, dir.path(), &ours);
+    if wanted("sizes") {
+        sizes(&mut report, &ours, &theirs, count);
+    }
+    if wanted("latencies") {
+        latencies(&mut report, dir.path(), &ours, &theirs);
+    }
+    if wanted("cold") {
+        cold(&mut report, &ours, &theirs);
+    }
+    if wanted("wear") {
+        wear(&mut report, dir.path(), &base, last);
+    }
+    if wanted("reopening") {
+        reopening(&mut report, dir.path(), &ours);
+    }
+    if wanted("memory") {
+        memory(&mut report, dir.path(), &ours);
+    }
     report.write();
 }
 
