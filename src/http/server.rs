@@ -1,16 +1,18 @@
 //! Connections: accepting, bounding and ending them.
 //!
-//! Promises: at most [`App::connections`] of them; when full, the one that has been longest without a complete
-//! request makes room, and when all are being answered the newcomer is told to come again. Every phase of a connection
+//! Promises: at most [`App::connections`] of them; when full, one without a complete request makes room, of the client
+//! that holds the most (see [`Hall::make_room`]), and when all are being answered the newcomer is told to come again. A
+//! client that has closed its sending side is answered all the same. Every phase of a connection
 //! has an end ([`Line::deadline`]): a request's head and idleness, a reply, a stalled stream. At the end of the program
 //! running requests have [`limits::HTTP_STOP_TIME`]. Time comes from the application's clock, so tests move it by hand.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -18,16 +20,18 @@ use std::time::Duration;
 
 use async_net::{TcpListener, TcpStream};
 use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::header::CONTENT_TYPE;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use smol::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt};
 use smol::{LocalExecutor, Task, future};
 use smol_hyper::rt::FuturesIo;
 
 use crate::clock::{Clock, Sleep, within};
 use crate::http::App;
 use crate::http::live::ws::Session;
+use crate::http::media::Media;
 use crate::http::reply::{Body, Problem};
 use crate::limits;
 use crate::reading::Text;
@@ -99,7 +103,7 @@ fn welcome(executor: &LocalExecutor<'static>, stream: TcpStream, peer: SocketAdd
         return;
     }
     count(&connections.accepted);
-    let line = Rc::new(Line::new(app.clock.clone()));
+    let line = Rc::new(Line::new(client(peer.ip()), app.clock.clone()));
     let seat = Seat { hall: hall.clone(), number: hall.next.get(), stats: app.stats.clone() };
     hall.next.set(seat.number.wrapping_add(1));
     let number = seat.number;
@@ -120,15 +124,19 @@ async fn converse(stream: TcpStream, peer: SocketAddr, app: Rc<App>, line: Rc<Li
         })
     };
     let mut builder = http1::Builder::new();
-    builder.header_read_timeout(None).max_headers(limits::HTTP_HEADERS);
+    builder.header_read_timeout(None).max_headers(limits::HTTP_HEADERS).half_close(true);
     builder.max_header_size(limits::HTTP_HEAD).max_buf_size(limits::HTTP_HEAD);
     let mut connection = pin!(builder.serve_connection(FuturesIo::new(wire), service));
-    let mut told = false;
+    let (mut told, mut left) = (false, pin!(left(&stream)));
     let answering = poll_fn(|context| {
         if seat.hall.stopping.get() && !std::mem::replace(&mut told, true) {
             connection.as_mut().graceful_shutdown();
         }
-        connection.as_mut().poll(context).map(|done| End::Done(done.err()))
+        if let Poll::Ready(done) = connection.as_mut().poll(context) {
+            return Poll::Ready(End::Done(done.err()));
+        }
+        // Others that left are noticed by writing to them.
+        if line.listens.get() { left.as_mut().poll(context).map(|()| End::Done(None)) } else { Poll::Pending }
     });
     let mut end = line.watch(answering).await;
     if let (End::Done(None), Some(session)) = (&end, line.session.take()) {
@@ -152,9 +160,24 @@ async fn converse(stream: TcpStream, peer: SocketAddr, app: Rc<App>, line: Rc<Li
             if line.requests.get() == 0 && line.heard.get() {
                 let message = "the request's head took too long";
                 let status = hyper::StatusCode::REQUEST_TIMEOUT;
-                say_last(stream, &Problem::new(status, "too_slow", message, "send it at once"));
+                say_last(stream.clone(), &Problem::new(status, "too_slow", message, "send it at once"));
             }
         }
+    }
+}
+
+/// Ready once the client has closed its sending side with nothing before that which was not read.
+async fn left(stream: &TcpStream) {
+    if matches!(stream.peek(&mut [0]).await, Ok(1..)) {
+        future::pending::<()>().await;
+    }
+}
+
+/// Whom an address stands for: a machine with IPv6 has as many addresses as it likes in its network.
+fn client(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        v4 => v4,
     }
 }
 
@@ -180,7 +203,11 @@ async fn respond(app: &App, line: Rc<Line>, peer: SocketAddr, request: Request<I
     );
     let mut response = response;
     match response.body_mut() {
-        Body::Stream(_) => line.stream(),
+        Body::Stream(_) => {
+            line.stream();
+            let kind = response.headers().get(CONTENT_TYPE);
+            line.listens.set(kind.is_some_and(|kind| kind == Media::EventStream.content_type()));
+        }
         Body::Socket(session) => drop(line.session.replace(session.take())),
         Body::Whole(_) => {}
     }
@@ -200,6 +227,8 @@ fn say_last(mut stream: TcpStream, problem: &Problem) {
     let bytes = [head.into_bytes(), body].concat();
     let _ = future::block_on(future::poll_once(stream.write_all(&bytes))); // one try, which never waits
     let _ = stream.shutdown(std::net::Shutdown::Write);
+    // What is closed with something unread is reset, and the client may never see that word.
+    let _ = future::block_on(future::poll_once(stream.read(&mut [0; limits::HTTP_HEAD])));
 }
 
 /// Where a connection stands.
@@ -215,11 +244,15 @@ enum Phase {
 
 /// What is known of one connection: a state machine that its socket, its service and its replies report to.
 struct Line {
+    /// Who is at the other end.
+    client: IpAddr,
     clock: Rc<dyn Clock>,
     phase: Cell<Phase>,
     requests: Cell<u64>,
     /// Whether any byte came.
     heard: Cell<bool>,
+    /// Whether a stream is being sent that may be silent for long.
+    listens: Cell<bool>,
     /// Whether the connection is to end at once.
     cut: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -228,13 +261,15 @@ struct Line {
 }
 
 impl Line {
-    fn new(clock: Rc<dyn Clock>) -> Self {
+    fn new(client: IpAddr, clock: Rc<dyn Clock>) -> Self {
         let phase = Cell::new(Phase::Waiting(clock.elapsed()));
         Self {
+            client,
             clock,
             phase,
             requests: Cell::default(),
             heard: Cell::default(),
+            listens: Cell::default(),
             cut: Cell::default(),
             waker: RefCell::default(),
             session: RefCell::default(),
@@ -262,6 +297,7 @@ impl Line {
 
     /// The reply has left our hands. Each time that the socket takes more of it, the time for the next request begins anew.
     fn finish(&self) {
+        self.listens.set(false);
         self.phase.set(Phase::Waiting(self.clock.elapsed()));
     }
 
@@ -335,14 +371,20 @@ impl Hall {
         self.seats.borrow().values().map(|(line, _)| line.clone()).collect()
     }
 
-    /// Ends the connection that has been longest without a complete request. False when every one is being answered.
+    /// Ends a connection without a complete request: one of the client that holds the most, so that a crowd takes places
+    /// from itself; of those one that never said anything, else the one that has waited longest. False when every one is
+    /// being answered.
     fn make_room(&self) -> bool {
-        let waiting =
-            self.lines().into_iter().filter(|line| !line.cut.get()).filter_map(|line| match line.phase.get() {
-                Phase::Waiting(since) => Some((since, line)),
-                _ => None,
-            });
-        let Some((_, line)) = waiting.min_by_key(|(since, _)| *since) else { return false };
+        let seats = self.seats.borrow();
+        let lines = || seats.values().map(|(line, _)| line).filter(|line| !line.cut.get());
+        let mut held = HashMap::new();
+        lines().for_each(|line| *held.entry(line.client).or_insert(0u32) += 1);
+        let waiting = lines().filter_map(|line| match line.phase.get() {
+            Phase::Waiting(since) => Some((Reverse(held.get(&line.client)), line.heard.get(), since, line)),
+            _ => None,
+        });
+        let victim = waiting.min_by_key(|(held, heard, since, _)| (*held, *heard, *since));
+        let Some((.., line)) = victim else { return false };
         line.cut.set(true);
         line.wake();
         true
