@@ -4,8 +4,13 @@
 
 mod common;
 
+use std::rc::Rc;
+
+use async_net::TcpStream;
 use common::server::*;
 use serde_json::{Value, json};
+use smol::io::{AsyncReadExt, AsyncWriteExt};
+use wattd::http::access::{Access, Secret};
 use wattd::store::What;
 use wattd::units::UnixMillis;
 
@@ -119,8 +124,20 @@ fn every_reply_is_as_the_document_says() {
         let error = &document["components"]["responses"]["Error"]["content"]["application/json"]["schema"];
         for (path, methods) in document["paths"].as_object().unwrap() {
             let Some(operation) = methods.get("get") else { continue };
-            // What goes on for as long as somebody listens: tests/live.rs.
-            if ["/api/v1/events", "/api/v1/ws"].contains(&path.as_str()) {
+            // What goes on for as long as somebody listens is heard to its first line only.
+            if path == "/api/v1/events" {
+                let first = begin(&world, path, "").await;
+                assert!(
+                    first.starts_with("HTTP/1.1 200 ") && first.contains("\r\ncontent-type: text/event-stream\r\n")
+                );
+                assert!(operation["responses"]["200"]["content"]["text/event-stream"].is_object());
+                continue;
+            }
+            if path == "/api/v1/ws" {
+                let upgrade = "Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                               Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+                assert!(begin(&world, path, upgrade).await.starts_with("HTTP/1.1 101 "));
+                assert!(operation["responses"]["101"].is_object());
                 continue;
             }
             let target = path.replace("{id}", "9c5322000002");
@@ -169,6 +186,79 @@ fn every_reply_is_as_the_document_says() {
                 }
             }
         }
+    });
+}
+
+/// The head of a reply that goes on.
+async fn begin(world: &World, target: &str, headers: &str) -> String {
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut all = Vec::new();
+    while !all.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).await.unwrap();
+        all.extend(byte);
+    }
+    String::from_utf8(all).unwrap()
+}
+
+#[test]
+fn every_refusal_is_one_that_the_document_tells() {
+    let refused = |world: Rc<World>, expected: &'static [(&'static str, &'static str, &'static str, u16)]| async move {
+        let document = wattd::http::openapi::document();
+        for (method, path, headers, status) in expected {
+            let target = path.replace("{id}", "nobody");
+            let answer = world.ask(method, &target, headers).await;
+            assert_eq!(answer.status, *status, "{method} {path} {headers}");
+            let path = path.split('?').next().unwrap();
+            let asked = if path == "/api/v1/batch" { "post" } else { "get" };
+            let told = &document["paths"][path][asked]["responses"][status.to_string()];
+            let told =
+                document.pointer(&told["$ref"].as_str().unwrap_or_else(|| panic!("{path} {status}"))[1..]).unwrap();
+            for name in told["headers"].as_object().into_iter().flat_map(|headers| headers.keys()) {
+                assert!(answer.header(name).is_some(), "{path} {status} has no {name}");
+            }
+            if *status != 431 {
+                assert_fits(path, &told["content"]["application/json"]["schema"], &answer.json(), &document);
+            }
+        }
+    };
+    with_server(local(), |world| async move {
+        world.app.ready.set(false);
+        let long: &'static str = format!("X-Long: {}\r\n", "a".repeat(wattd::limits::HTTP_HEAD)).leak();
+        let expected = vec![
+            ("GET", "/api/v1/latest?limit=1", "", 400),
+            ("GET", "/api/v1/devices/{id}", "", 404),
+            ("GET", "/plug/{id}", "", 404),
+            ("GET", "/api/v1/readings?device=nobody", "", 404),
+            ("GET", "/api/v1/rollups?device=nobody", "", 404),
+            ("GET", "/api/v1/summary?device=nobody", "", 404),
+            ("GET", "/api/v1/history?device=nobody", "", 404),
+            ("GET", "/api/v1/chart.svg?device=nobody", "", 404),
+            ("GET", "/api/v1/events?device=nobody", "", 404),
+            ("POST", "/api/v1/latest", "", 405),
+            ("GET", "/api/v1/batch", "", 405),
+            ("GET", "/api/v1/devices", "Accept: image/png\r\n", 406),
+            ("POST", "/api/v1/batch", "Content-Type: application/json\r\n", 411),
+            ("POST", "/api/v1/batch", "", 415),
+            ("GET", "/health", "Content-Length: 5\r\n", 413),
+            ("GET", "/health", long, 431),
+            ("GET", "/api/v1/ws", "", 426),
+            ("GET", "/ready", "", 503),
+        ];
+        refused(world, expected.leak()).await;
+    });
+    let access = Access { token: Some(Secret::new("s3cret".to_owned())), ..Access::default() };
+    with_server(access, |world| async move {
+        refused(
+            world,
+            &[("GET", "/api/v1/latest", "", 401), ("GET", "/metrics", "", 401), ("POST", "/api/v1/batch", "", 401)],
+        )
+        .await;
+    });
+    with_server(Access::default(), |world| async move {
+        refused(world, &[("GET", "/api/v1/latest", "", 403)]).await;
     });
 }
 

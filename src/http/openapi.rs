@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::http::media::Media;
 use crate::http::params::Param;
 use crate::http::reply::{Body, json as reply_json};
-use crate::http::routes::{Method, ROUTES, Reply, Route};
+use crate::http::routes::{Endpoint, HEALTH, Method, ROUTES, Reply, Route};
 use crate::http::schema::{self, Schema};
 
 /// What every refusal looks like.
@@ -46,7 +46,17 @@ pub fn document() -> Value {
         "paths": paths,
         "components": {
             "parameters": params,
-            "responses": {"Error": {"description": "a refusal", "content": content(Media::Json, &ERROR.to_json())}},
+            "responses": {
+                "Error": {"description": "a refusal", "content": content(Media::Json, &ERROR.to_json())},
+                "Later": {
+                    "description": "not now: come again after `Retry-After`",
+                    "headers": {"Retry-After": {
+                        "required": true, "description": "seconds", "schema": {"type": "integer", "minimum": 1},
+                    }},
+                    "content": content(Media::Json, &ERROR.to_json()),
+                },
+                "TooLong": {"description": "the request's head is longer than is read; without a body"},
+            },
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer"},
                 "password": {"type": "http", "scheme": "basic", "description": "the token as password, any user name"},
@@ -68,31 +78,50 @@ fn operation(route: &Route) -> Value {
         Reply::Json(schema) => (Media::Json, schema.to_json()),
         Reply::Rows { list, columns, next } => (Media::Json, schema::rows(list, &columns(), *next)),
         Reply::OpenApi => (Media::Json, json!({"type": "object"})),
-        Reply::Socket => {
-            return with_body(
-                route,
-                params,
-                json!({
-                    "101": {"description": route.about},
-                    "default": {"$ref": "#/components/responses/Error"},
-                }),
-            );
-        }
+        Reply::Socket => return with_body(route, params, responses(route, "101", json!({"description": route.about}))),
         Reply::Other(media) => (*media, json!({"type": "string"})),
     };
     let mut contents = content(media, &schema);
     for other in route.media.iter().filter(|other| **other != media) {
         contents.extend(content(*other, &json!({"type": "string"})));
     }
-    with_body(
-        route,
-        params,
-        json!({
-            "200": {"description": route.about, "content": contents},
-            "304": {"description": "what If-None-Match names is still so"},
-            "default": {"$ref": "#/components/responses/Error"},
-        }),
-    )
+    with_body(route, params, responses(route, "200", json!({"description": route.about, "content": contents})))
+}
+
+/// What a path can answer: `reply` with the status `done`, and every refusal there is.
+fn responses(route: &Route, done: &str, reply: Value) -> Value {
+    let mut all: Map<_, _> = refusals(route).map(|status| (status.to_string(), refer_to(status))).collect();
+    all.insert(done.to_owned(), reply);
+    if route.sends_json() || matches!(route.reply, Reply::Other(Media::Html | Media::Svg | Media::Text)) {
+        all.insert("304".to_owned(), json!({"description": "what If-None-Match names is still so"}));
+    }
+    all.into()
+}
+
+fn refer_to(status: u16) -> Value {
+    let kind = match status {
+        431 => "TooLong",
+        503 => "Later",
+        _ => "Error",
+    };
+    json!({"$ref": format!("#/components/responses/{kind}")})
+}
+
+/// The statuses of a path's refusals.
+fn refusals(route: &Route) -> impl Iterator<Item = u16> + use<> {
+    // A wrong parameter, method, body or host; too slow; a bug; too much at once.
+    let always: &[u16] = &[400, 405, 408, 413, 421, 431, 500, 503];
+    let token: &[u16] = if route.path == HEALTH { &[] } else { &[401, 403] };
+    let device: &[u16] =
+        if route.path.ends_with("{id}") || route.params().any(|param| param == Param::Device) { &[404] } else { &[] };
+    let media: &[u16] = if route.media.is_empty() { &[] } else { &[406] };
+    let own: &[u16] = match route.endpoint {
+        Endpoint::Batch => &[411, 415],
+        Endpoint::Backup => &[409],
+        Endpoint::Socket => &[426],
+        _ => &[],
+    };
+    [always, token, device, media, own].into_iter().flatten().copied()
 }
 
 fn with_body(route: &Route, params: Vec<Value>, responses: Value) -> Value {
