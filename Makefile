@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 export BIN_WATTD ?= $(TARGET)/debug/wattd
 export BIN_PLUGSIM ?= $(TARGET)/debug/plugsim
 
-.PHONY: help build demo run test check lint unit size interop hostile load page bench release install cross texts deb deb-amd64 test-systemd test-arm smoke-arm test-clock
+.PHONY: help build demo run test check lint unit size interop hostile load instructions page bench release install cross texts deb deb-amd64 test-systemd test-arm smoke-arm test-clock
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -76,6 +76,9 @@ hostile: build ## Clients that mean harm against an agent with simulated plugs (
 
 load: release build ## Requests per second and CPU per request (wrk; Debian: apt install wrk)
 	BIN_WATTD=$(TARGET)/release/wattd tests/bench/load
+
+instructions: release build ## Instructions per request (valgrind; Debian: apt install valgrind)
+	BIN_WATTD=$(TARGET)/release/wattd tests/bench/instructions
 
 bench: ## What store and agent cost: bytes, memory, CPU, latency; in target/bench.json too (30 minutes)
 	$(CARGO) bench --locked --bench store

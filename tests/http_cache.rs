@@ -8,6 +8,7 @@ use std::io::Read as _;
 use std::time::Duration;
 
 use common::server::*;
+use wattd::http::access::{Access, Secret};
 use wattd::limits;
 use wattd::poll::fleet::Presence;
 use wattd::reading::Alias;
@@ -251,5 +252,44 @@ fn replies_are_compressed_when_that_is_asked_for() {
         }
         let small = zipped("/health").await;
         assert_eq!((small.status, small.header("content-encoding")), (200, None), "not worth it");
+    });
+}
+
+/// What depends on how a client calls this server, or on what it shows, is no one else's.
+#[test]
+fn host_and_token_are_not_kept_for_others() {
+    let ask = |host: &str, target: &str, headers: &str| {
+        format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n")
+    };
+    with_server(local(), |world| async move {
+        world.append(FRIDGE, NOW, 1);
+        let (one, other) =
+            (world.raw(&ask("a.local:1", "/api/v1/", "")).await, world.raw(&ask("b.local", "/api/v1/", "")).await);
+        assert!(one.text().contains("'http://a.local:1/") && !one.text().contains("b.local"), "{}", one.text());
+        assert!(other.text().contains("'http://b.local/") && !other.text().contains("a.local"), "{}", other.text());
+        let known = format!("If-None-Match: {}\r\n", one.header("etag").unwrap());
+        assert_eq!(world.raw(&ask("a.local:1", "/api/v1/", &known)).await.status, 304);
+        assert_eq!(world.raw(&ask("b.local", "/api/v1/", &known)).await.status, 200);
+        for target in ["/api/v1/latest", "/api/v1/devices", "/api/v1/openapi.json", "/api/v1/readings"] {
+            world.raw(&ask("a.local:1", target, "")).await;
+            let kept = world.raw(&ask("b.local", target, "")).await;
+            assert_eq!((kept.status, kept.header("x-cache")), (200, Some("HIT")), "{target}");
+            assert!(!kept.text().contains("a.local"), "{target}");
+            assert_eq!(world.raw(&ask("evil.example", target, "")).await.status, 421, "{target}");
+        }
+    });
+    let access = Access { token: Some(Secret::new("s3cret".to_owned())), ..Access::default() };
+    with_server(access, |world| async move {
+        world.append(FRIDGE, NOW, 1);
+        let token = "Authorization: Bearer s3cret\r\n";
+        for target in ["/api/v1/latest", "/api/v1/devices", "/api/v1/openapi.json", "/api/v1/"] {
+            let tag = world.ask("GET", target, token).await.header("etag").unwrap().to_owned();
+            for headers in [String::new(), format!("If-None-Match: {tag}\r\n")] {
+                let refused = world.ask("GET", target, &headers).await;
+                assert_eq!((refused.status, refused.header("etag")), (401, None), "{target}");
+            }
+            let known = format!("{token}If-None-Match: {tag}\r\n");
+            assert_eq!(world.ask("GET", target, &known).await.status, 304, "{target}");
+        }
     });
 }

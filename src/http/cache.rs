@@ -28,14 +28,14 @@ use crate::http::App;
 use crate::http::gzip;
 use crate::http::media::Media;
 use crate::http::params::{Param, Params};
+use crate::http::plain::Plain;
 use crate::http::reply::{Body, Problem};
 use crate::http::routes::{Basis, Endpoint, Route};
 use crate::limits;
 use crate::query::latest::Since;
 use crate::query::time::Moment;
-use crate::reading::DeviceId;
 use crate::rollup::periods;
-use crate::store::Order;
+use crate::store::{DataVersion, Order};
 use crate::units::UnixMillis;
 
 /// Whether a reply was kept.
@@ -75,7 +75,7 @@ impl Ask {
             // Plugs may be asked.
             Basis::Now if params.has(Param::MaxAge) => return Ok(None),
             Basis::Now => {
-                let data = app.store.version(&asked(app, params, &mut key)?, UnixMillis::MAX);
+                let data = version(app, params, UnixMillis::MAX, &mut key)?;
                 // The newest readings say themselves when they will say something else; a window moves.
                 ((fleet, data.get()), if route.endpoint == Endpoint::Latest { None } else { soon() })
             }
@@ -83,7 +83,7 @@ impl Ask {
             Basis::Range if media != Media::Json => return Ok(None),
             Basis::Range => {
                 let (end, fixed) = reach(app, route, params)?;
-                let data = app.store.version(&asked(app, params, &mut key)?, end);
+                let data = version(app, params, end, &mut key)?;
                 ((0, data.get()), if fixed { None } else { soon() })
             }
         };
@@ -96,18 +96,18 @@ impl Ask {
     }
 }
 
-/// The devices asked for; they are a part of the key when they are named.
-fn asked(app: &App, params: &Params, key: &mut String) -> Result<Vec<DeviceId>, Problem> {
-    let names = app.names();
-    match params.devices(&names)? {
-        Some(ids) => {
-            for id in &ids {
-                let _ = write!(key, " {id}"); // a String takes everything
-            }
-            Ok(ids)
+/// The state before `end` of the devices asked for; they are a part of the key when they are named.
+fn version(app: &App, params: &Params, end: UnixMillis, key: &mut String) -> Result<DataVersion, Problem> {
+    if params.has(Param::Device) {
+        let ids = params.devices(&app.names())?.unwrap_or_default();
+        for id in &ids {
+            let _ = write!(key, " {id}"); // a String takes everything
         }
-        None => Ok(names.metered().collect()),
+        return Ok(app.store.version(&ids, end));
     }
+    // Of everything up to now: what changes anything changes this.
+    let all = if end < UnixMillis::MAX { app.names().metered().collect() } else { Vec::new() };
+    Ok(app.store.version(&all, end))
 }
 
 /// Before which time everything lies that the reply shows, and whether the same request shows the same range later on.
@@ -141,7 +141,9 @@ pub struct Kept {
     /// Without the ages.
     bytes: Bytes,
     ages: Vec<(usize, Since)>,
+    /// What both forms' tags have in common, and each as it is sent, the compressed one second.
     tag: String,
+    tags: [HeaderValue; 2],
     version: (u64, u64),
     until: Option<Duration>,
     /// The plain form with its ages, as of the millisecond that it was made for.
@@ -167,10 +169,19 @@ impl Kept {
         let mut hasher = DefaultHasher::new();
         bytes.hash(&mut hasher);
         let asked = ask.and_then(|ask| ask.until);
+        let tag = format!("{:016x}", hasher.finish());
+        let weak = if ages.slots.is_empty() { "" } else { "W/" };
+        let tags = ["", "-gzip"].map(|form| {
+            HeaderValue::try_from(format!("{weak}\"{tag}{form}\"")).unwrap_or(HeaderValue::from_static("\"\"")) // hex
+        });
+        let mut headers = std::mem::take(response.headers_mut());
+        headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         Ok(Self {
-            headers: std::mem::take(response.headers_mut()),
+            headers,
             bytes,
-            tag: format!("{:016x}", hasher.finish()),
+            tag,
+            tags,
             version: ask.map_or((0, 0), |ask| ask.version),
             until: asked.into_iter().chain(ages.until).min(),
             ages: ages.slots,
@@ -184,13 +195,9 @@ impl Kept {
         let zip = self.bytes.len() >= limits::GZIP_LEAST && gzip::is_wanted(request);
         let mut response = Response::new(Body::empty());
         *response.headers_mut() = self.headers.clone();
-        let (weak, form) = (if self.ages.is_empty() { "" } else { "W/" }, if zip { "-gzip" } else { "" });
         let headers = response.headers_mut();
-        if let Ok(tag) = HeaderValue::try_from(format!("{weak}\"{}{form}\"", self.tag)) {
-            headers.insert(ETAG, tag);
-        }
-        headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        let [plain, compressed] = &self.tags;
+        headers.insert(ETAG, if zip { compressed } else { plain }.clone());
         if self.is_known_to(request) {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             return response;
@@ -231,7 +238,7 @@ impl Kept {
         let mut from = 0;
         for (at, since) in &self.ages {
             whole.extend(self.bytes.get(from..*at).unwrap_or_default());
-            let _ = std::io::Write::write_fmt(&mut whole, format_args!("{}", since.age(now).as_millis())); // a Vec takes everything
+            since.age(now).as_millis().put(&mut whole);
             from = *at;
         }
         whole.extend(self.bytes.get(from..).unwrap_or_default());

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod openapi;
 pub mod page;
 pub mod params;
+mod plain;
 pub mod readings;
 pub mod reply;
 pub mod rollups;

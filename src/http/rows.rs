@@ -4,10 +4,9 @@
 //! the only cells that a stranger could write (a plug's owner does); they are always in quotes and otherwise exact. A
 //! spreadsheet may still take one that begins with `=` for a formula: the data stays what it is, import it as text.
 
-use std::fmt::Display;
-use std::io::Write;
 use std::time::Duration;
 
+use crate::http::plain::Plain;
 use crate::query::field::{BucketField, Column, EventField, Field};
 use crate::query::latest::Latest;
 use crate::query::{history, rollups, summary};
@@ -71,7 +70,9 @@ impl<C: Column> RowWriter<C> {
     pub fn open(&self, name: &str) -> Vec<u8> {
         let mut out = Vec::new();
         if self.shape == Shape::Object {
-            put(&mut out, format_args!("{{\"{name}\":["));
+            out.extend_from_slice(b"{\"");
+            name.put(&mut out);
+            out.extend_from_slice(b"\":[");
         }
         self.write_head(&mut out);
         out
@@ -84,7 +85,7 @@ impl<C: Column> RowWriter<C> {
                 if n > 0 {
                     out.push(b',');
                 }
-                out.extend(field.name().as_bytes());
+                out.extend_from_slice(field.name().as_bytes());
             }
             out.extend(b"\r\n");
         }
@@ -102,8 +103,8 @@ impl<C: Column> RowWriter<C> {
             }
             if !cells {
                 out.push(b'"');
-                out.extend(field.name().as_bytes());
-                out.extend(b"\":");
+                out.extend_from_slice(field.name().as_bytes());
+                out.extend_from_slice(b"\":");
             }
             row.write(*field, &mut Cell { out, time: self.time, shape: self.shape });
         }
@@ -257,8 +258,8 @@ impl Cell<'_> {
     }
 
     /// A number, `true` or `false`.
-    fn number(&mut self, value: impl Display) {
-        put(self.out, value);
+    fn number(&mut self, value: impl Plain) {
+        value.put(self.out);
     }
 
     fn null(&mut self) {
@@ -267,7 +268,7 @@ impl Cell<'_> {
         }
     }
 
-    fn number_or_null(&mut self, value: Option<impl Display>) {
+    fn number_or_null(&mut self, value: Option<impl Plain>) {
         match value {
             Some(value) => self.number(value),
             None => self.null(),
@@ -275,11 +276,14 @@ impl Cell<'_> {
     }
 
     /// A text of ours that needs no escaping: quoted in JSON, bare in CSV.
-    fn word(&mut self, word: impl Display) {
-        if self.shape == Shape::Cells {
-            put(self.out, word);
-        } else {
-            put(self.out, format_args!("\"{word}\""));
+    fn word(&mut self, word: impl Plain) {
+        let quote = self.shape != Shape::Cells;
+        if quote {
+            self.out.push(b'"');
+        }
+        word.put(self.out);
+        if quote {
+            self.out.push(b'"');
         }
     }
 
@@ -303,15 +307,13 @@ impl Cell<'_> {
     /// A text from outside.
     fn text(&mut self, text: &str) {
         if self.shape == Shape::Cells {
-            put(self.out, format_args!("\"{}\"", text.replace('"', "\"\"")));
+            self.out.push(b'"');
+            text.replace('"', "\"\"").as_str().put(self.out);
+            self.out.push(b'"');
         } else {
             let _ = serde_json::to_writer(&mut *self.out, text); // a Vec takes everything, and every str is JSON
         }
     }
-}
-
-fn put(out: &mut Vec<u8>, value: impl Display) {
-    let _ = write!(out, "{value}"); // a Vec takes everything
 }
 
 #[cfg(test)]

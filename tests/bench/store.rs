@@ -1,7 +1,6 @@
 //! The store against SQLite in the same run: size, wear, latencies, ingest, memory, reopening.
 //! `cargo bench --bench store` (some minutes); `cargo bench --bench store -- year` for memory and sizes with a year of
-//! 20 plugs (63 M readings, some minutes more); `-- years` for three years with retention; `-- latencies memory` for some
-//! parts alone: `sizes`, `latencies`, `cold`, `wear`, `reopening`, `memory`.
+//! 20 plugs (63 M readings, some minutes more).
 //!
 //! Prints a table and writes `target/bench.json`. Ratios of one run can be trusted, times cannot be compared between
 //! machines. Bytes at the block device are counted on an ext4 of its own behind a loop device where this process may make

@@ -17,18 +17,15 @@ pub struct Odds {
 }
 
 /// How far the n-th answer moves the odds, in 1/65536: 1/(n + 1.6), so that the first ones count most, down to 1/82.
-/// After so many it stays; the table is longer so that an index of seven bits needs no check.
-const RATES: [u32; 128] = {
-    let mut rates = [0; 128];
+const RATES: [u32; LIMIT] = {
+    let mut rates = [0; LIMIT];
     let (mut n, mut tenths) = (0, 16);
-    while n < 128 {
+    while n < LIMIT {
         if let Some((rate, _)) = rates.split_at_mut(n).1.split_first_mut() {
             *rate = 655_360 / tenths;
         }
         n += 1;
-        if n < LIMIT {
-            tenths += 10;
-        }
+        tenths += 10;
     }
     rates
 };
@@ -43,7 +40,7 @@ impl Odds {
     #[inline(always)] // in every question: a call would cost as much as it does
     fn learn(&mut self, yes: bool) {
         let no = u32::from(self.no);
-        let rate = RATES.get(usize::from(self.seen & 127)).copied().unwrap_or(0);
+        let rate = RATES.get(usize::from(self.seen)).copied().unwrap_or(655_360 / (16 + 10 * 79));
         // Both products stay below 2^32: a rate is at most 40,960.
         let moved = if yes {
             no.wrapping_sub(no.wrapping_mul(rate) >> 16).max(LEAST)
@@ -52,7 +49,9 @@ impl Odds {
         };
         let [low, high, ..] = moved.to_le_bytes();
         self.no = u16::from_le_bytes([low, high]);
-        self.seen = self.seen.wrapping_add(u8::from(usize::from(self.seen) < LIMIT - 1));
+        if usize::from(self.seen) < LIMIT - 1 {
+            self.seen = self.seen.wrapping_add(1);
+        }
     }
 }
 
@@ -198,18 +197,17 @@ impl<'a> Reader<'a> {
 }
 
 impl Stream for Reader<'_> {
-    #[inline(always)] // as above
+    #[inline]
     fn ask(&mut self, odds: &mut Odds, _: bool) -> bool {
         let bound = (self.range >> 16).wrapping_mul(u32::from(odds.no));
         let yes = self.code >= bound;
         if yes {
             self.code = self.code.wrapping_sub(bound);
             self.range = self.range.wrapping_sub(bound);
-            odds.learn(true);
         } else {
             self.range = bound;
-            odds.learn(false);
         }
+        odds.learn(yes);
         while self.range < LOW_RANGE {
             self.range <<= 8;
             self.code = self.code << 8 | self.front.next().map_or(0, |byte| u32::from(*byte));

@@ -25,7 +25,6 @@ pub struct Size {
 }
 
 impl Size {
-    #[inline]
     fn learn(&mut self, size: u64) {
         let size = u32::try_from(size.min(1 << 23)).unwrap_or(1 << 23) << 8; // below 2^31
         // One outlier must not blind us to what is usual.
@@ -140,7 +139,7 @@ impl Surprise {
         // What is left of the number, and the bits of the magnitude below it, are noise.
         let plain = rest.wrapping_add(low).min(63);
         let noise = number.wrapping_shl(low) | magnitude & !(u64::MAX << low);
-        let noise = if plain == 0 { 0 } else { stream.plain(noise & !(u64::MAX << plain), plain) };
+        let noise = stream.plain(noise & !(u64::MAX << plain), plain);
         let magnitude = (coded.wrapping_shl(plain) | noise).wrapping_sub(1 << low);
         size.learn(magnitude);
         let magnitude = magnitude.cast_signed();
@@ -174,25 +173,12 @@ const FIRST_WEIGHTS: [i64; 31] = {
     weights
 };
 
-/// Moves a mean to `value` by `weight`, and notes by how much it missed.
-#[inline(always)] // three times for each value
-fn approach(mean: &mut i32, miss: &mut u32, value: i32, weight: i64) {
-    let off = i64::from(value).wrapping_sub(i64::from(*mean));
-    let size = u32::try_from(off.unsigned_abs()).unwrap_or(u32::MAX);
-    *miss = miss.wrapping_sub(*miss >> 5).wrapping_add(size >> 5);
-    let moved = off.wrapping_mul(weight) >> 16;
-    *mean = mean.wrapping_add(i32::try_from(moved).unwrap_or(0));
-}
-
 impl Level {
     /// What is expected next.
     #[inline]
     pub fn expect(&self) -> i64 {
-        let ([last, short, long], [of_last, of_short, of_long]) = (self.means, self.misses);
-        // Of equal ones the first.
-        let (best, of_best) = if of_short < of_last { (short, of_short) } else { (last, of_last) };
-        let best = if of_long < of_best { long } else { best };
-        i64::from(best).wrapping_add(128) >> 8
+        let best = self.misses.iter().zip(&self.means).min_by_key(|(miss, _)| **miss);
+        best.map_or(0, |(_, mean)| i64::from(*mean).wrapping_add(128) >> 8)
     }
 
     /// Takes what came, which must be below 2^23 either way. After a step it starts anew.
@@ -204,12 +190,13 @@ impl Level {
         }
         let weight = FIRST_WEIGHTS.get(usize::from(self.seen)).copied().unwrap_or(0);
         self.seen = self.seen.saturating_add(1).min(30);
-        // One by one: a loop costs as much again.
-        let ([last, short, long], [of_last, of_short, of_long]) = (&mut self.means, &mut self.misses);
-        let [least_last, least_short, least_long] = WEIGHTS;
-        approach(last, of_last, value, weight.max(least_last));
-        approach(short, of_short, value, weight.max(least_short));
-        approach(long, of_long, value, weight.max(least_long));
+        for ((mean, miss), least) in self.means.iter_mut().zip(&mut self.misses).zip(WEIGHTS) {
+            let off = i64::from(value).wrapping_sub(i64::from(*mean));
+            let size = u32::try_from(off.unsigned_abs()).unwrap_or(u32::MAX);
+            *miss = miss.wrapping_sub(*miss >> 5).wrapping_add(size >> 5);
+            let moved = off.wrapping_mul(weight.max(least)) >> 16;
+            *mean = mean.wrapping_add(i32::try_from(moved).unwrap_or(0));
+        }
     }
 
     /// The column is counted in units smaller by this factor from now on.
