@@ -12,7 +12,6 @@ use crate::limits;
 use crate::query::cursor::Cursor;
 use crate::query::field::EventField;
 use crate::query::history::{Row, Walk};
-use crate::query::names::Names;
 use crate::store::{Store, StoreError};
 
 /// A page of events as JSON, or all of them as a stream of lines. `head_only` reads no row for a stream.
@@ -20,7 +19,7 @@ use crate::store::{Store, StoreError};
 /// # Errors
 /// 400 and 404 for wrong parameters, 503 when the store cannot be read.
 pub async fn history(app: &App, params: &Params, media: Media, head_only: bool) -> Result<Response<Body>, Problem> {
-    let names = Names::of(&app.fleet.borrow(), &app.store);
+    let names = app.names();
     let writer = RowWriter { fields: params.fields(EventField::ALL)?, time: params.time_form()?, shape: shape(media) };
     let now = app.clock.wall();
     let (wanted, offset) = params.walk(now, &app.zone)?;

@@ -134,6 +134,14 @@ impl<S: Stream> Line<S> {
         }
     }
 
+    /// The logins since this was last asked: how long each took, and whether it led to a session.
+    pub fn take_logins(&mut self) -> Vec<(Duration, bool)> {
+        match &mut self.kind {
+            Kind::Xor(_) => Vec::new(),
+            Kind::Http(http) => std::mem::take(&mut http.logins),
+        }
+    }
+
     /// One question and its answer.
     ///
     /// # Errors
@@ -222,6 +230,8 @@ struct Http<S: Stream> {
     /// When the plug last closed a connection of its own accord: some need a moment before the next.
     closed: Option<Duration>,
     session: Option<Open>,
+    /// How long each login took, and whether it led to a session, until somebody asks; a few in each poll.
+    logins: Vec<(Duration, bool)>,
 }
 
 #[derive(Debug)]
@@ -233,7 +243,7 @@ struct Open {
 
 impl<S: Stream> Http<S> {
     const fn new(scheme: Scheme) -> Self {
-        Self { scheme, connection: None, closed: None, session: None }
+        Self { scheme, connection: None, closed: None, session: None, logins: Vec::new() }
     }
 
     async fn ask<T>(
@@ -252,7 +262,9 @@ impl<S: Stream> Http<S> {
                 Some(open) => open,
                 None => {
                     is_new = true;
-                    self.log_in(to, call).await?
+                    let made = self.log_in(to, call).await;
+                    self.logins.push((call.means.clock.elapsed().saturating_sub(now), made.is_ok()));
+                    made?
                 }
             };
             let message = if is_new { question.introducing } else { question.plain };

@@ -254,6 +254,11 @@ impl<S: Stream> Client<S> {
         self.place
     }
 
+    /// The logins since this was last asked: how long each took, and whether it led to a session.
+    pub fn take_logins(&mut self) -> Vec<(Duration, bool)> {
+        self.line.take_logins()
+    }
+
     /// Asks the plug who it is and what each of its outlets measures.
     ///
     /// # Errors

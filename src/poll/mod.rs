@@ -438,16 +438,20 @@ where
             Event::Sighted(sighting) => self.sighted(*sighting),
             Event::Wished(wish) => self.wished(wish),
             Event::Polled(polled) => {
-                let Polled { slot, client, took, result } = *polled;
+                let Polled { slot, mut client, took, result } = *polled;
                 let Some(watched) = self.watched.get_mut(&slot) else { return };
                 if watched.poll.is_none() || watched.place != client.place() {
                     return; // the plug has moved while this answer was on its way
                 }
                 watched.poll = None;
                 watched.tried = true;
+                let logins = client.take_logins();
                 watched.client = Some(client);
                 let waiters = std::mem::take(&mut watched.waiters);
                 let address = watched.place.address;
+                for (took, ok) in logins {
+                    self.world.stats.note(Operation::Handshake, took, ok, || address.ip());
+                }
                 self.world.stats.note(Operation::Poll, took, result.is_ok(), || match &result {
                     Ok(answer) => format!("{} readings from {}", answer.readings.len(), address.ip()),
                     Err(error) => format!("{}: {error}", address.ip()),

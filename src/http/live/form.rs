@@ -70,33 +70,38 @@ impl Form {
         out.into()
     }
 
-    /// What became of a plug.
+    /// What became of plugs: one message, or one event for each.
     #[must_use]
-    pub fn device(self, event: &DeviceEvent) -> Bytes {
-        self.one("device", event)
+    pub fn devices(self, events: &[DeviceEvent]) -> Bytes {
+        self.several("device", events)
     }
 
     /// What the client missed cannot be told.
     #[must_use]
     pub fn reset(self, reason: &str) -> Bytes {
-        self.one(
+        self.several(
             "reset",
-            &Reset { reason, hint: "fetch what was missed from /api/v1/readings; the stream goes on from now" },
+            &[Reset { reason, hint: "fetch what was missed from /api/v1/readings; the stream goes on from now" }],
         )
     }
 
-    fn one(self, name: &str, value: &impl Serialize) -> Bytes {
+    fn several(self, name: &str, values: &[impl Serialize]) -> Bytes {
         let mut out = Vec::new();
         // A Vec takes everything, and these values are JSON.
-        let _ = match self {
-            Self::Stream => write!(out, "event: {name}\ndata: "),
-            Self::Socket => write!(out, "{{\"type\":\"{name}\",\"messages\":["),
-        };
-        let _ = serde_json::to_writer(&mut out, value);
-        out.extend(match self {
-            Self::Stream => b"\n\n".as_slice(),
-            Self::Socket => b"]}",
-        });
+        for (n, value) in values.iter().enumerate() {
+            let _ = match (self, n) {
+                (Self::Stream, _) => write!(out, "event: {name}\ndata: "),
+                (Self::Socket, 0) => write!(out, "{{\"type\":\"{name}\",\"messages\":["),
+                (Self::Socket, _) => write!(out, ","),
+            };
+            let _ = serde_json::to_writer(&mut out, value);
+            if self == Self::Stream {
+                out.extend(b"\n\n");
+            }
+        }
+        if self == Self::Socket && !values.is_empty() {
+            out.extend(b"]}");
+        }
         out.into()
     }
 

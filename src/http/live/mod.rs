@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use crate::clock::{Clock, within};
 use crate::limits;
-use crate::poll::fleet::{Fleet, Presence};
+use crate::poll::fleet::{Fleet, Plug, Presence};
 use crate::reading::{DeviceId, Mac, Reading};
 use crate::stats::{Stats, count};
 use crate::store::replay::{After, Mark};
@@ -108,6 +108,8 @@ pub struct Hub {
     closed: Cell<bool>,
     /// Whoever runs [`Hub::run`].
     runner: RefCell<Option<Waker>>,
+    /// What a listener to all plugs hears first, and of which version of the fleet it was made: many may come at once.
+    hello: RefCell<Option<(Form, u64, Bytes)>>,
 }
 
 impl Hub {
@@ -122,6 +124,7 @@ impl Hub {
             channels: RefCell::default(),
             closed: Cell::default(),
             runner: RefCell::default(),
+            hello: RefCell::default(),
         }
     }
 
@@ -142,7 +145,7 @@ impl Hub {
         self.flush(); // what came before goes before
         self.each(|channel| {
             let concerns = channel.only.as_ref().is_none_or(|only| only.iter().any(|id| id.plug == plug));
-            concerns.then(|| channel.form.device(event))
+            concerns.then(|| channel.form.devices(std::slice::from_ref(event)))
         });
     }
 
@@ -229,6 +232,29 @@ impl Hub {
         if let Some(runner) = self.runner.take() {
             runner.wake();
         }
+    }
+
+    /// Who is there, for a listener that comes.
+    fn hello(&self, form: Form, only: &Only, fleet: &Fleet) -> Bytes {
+        let is_kept = |(of, version, _): &&(Form, u64, Bytes)| *of == form && *version == fleet.version();
+        if let Some((_, _, hello)) = self.hello.borrow().as_ref().filter(is_kept).filter(|_| only.is_none()) {
+            return hello.clone();
+        }
+        let now = self.clock.wall();
+        let concerns = |plug: &&Plug| only.as_ref().is_none_or(|only| only.iter().any(|id| id.plug == plug.facts.mac));
+        let events = fleet.plugs().filter(concerns).map(|plug| {
+            let (time, online) = match plug.presence {
+                Presence::Unknown => (now, None),
+                Presence::Online => (now, Some(true)),
+                Presence::Offline { since } => (since, Some(false)),
+            };
+            DeviceEvent::new(time, DeviceId::plug(plug.facts.mac), plug.display_name(), online)
+        });
+        let hello = form.devices(&events.collect::<Vec<_>>());
+        if only.is_none() {
+            self.hello.replace(Some((form, fleet.version(), hello.clone())));
+        }
+        hello
     }
 
     /// A place for a listener, from now on. None when all are taken.
@@ -327,22 +353,8 @@ impl Feed {
     #[must_use]
     pub fn new(mut listener: Listener, store: Rc<Store>, fleet: &Fleet, resume: Option<&str>) -> Self {
         let form = listener.form;
-        let plugs = fleet.plugs().filter(|plug| {
-            let concerns = |only: &BTreeSet<DeviceId>| only.iter().any(|id| id.plug == plug.facts.mac);
-            listener.only.as_ref().is_none_or(concerns)
-        });
-        let now = listener.hub.clock.wall();
-        let mut first: VecDeque<_> = plugs
-            .map(|plug| {
-                let (time, online) = match plug.presence {
-                    Presence::Unknown => (now, None),
-                    Presence::Online => (now, Some(true)),
-                    Presence::Offline { since } => (since, Some(false)),
-                };
-                let id = DeviceId::plug(plug.facts.mac);
-                form.device(&DeviceEvent::new(time, id, plug.display_name(), online))
-            })
-            .collect();
+        let hello = listener.hub.hello(form, &listener.only, fleet);
+        let mut first: VecDeque<_> = (!hello.is_empty()).then_some(hello).into_iter().collect();
         let replay = resume.and_then(|text| text.parse().ok());
         if resume.is_some() && replay.is_none() {
             first.push_back(form.reset("this is no id of an event"));

@@ -11,7 +11,6 @@ use crate::http::media::Media;
 use crate::http::params::{Param, Params};
 use crate::http::reply::{Body, Problem, typed};
 use crate::http::stream;
-use crate::query::names::Names;
 
 /// How long a browser waits before it comes again, and a line that ends a proxy's waiting.
 const HELLO: &[u8] = b"retry: 2000\n\n";
@@ -24,7 +23,7 @@ const BEAT: &[u8] = b":\n\n";
 /// 400 and 404 for wrong parameters, 503 when all places are taken.
 pub(super) fn open(app: &App, params: &Params, request: &Parts, form: Form) -> Result<Feed, Problem> {
     let fleet = app.fleet.borrow();
-    let only = params.devices(&Names::of(&fleet, &app.store))?.map(|ids| ids.into_iter().collect());
+    let only = params.devices(&app.names())?.map(|ids| ids.into_iter().collect());
     let header = request.headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?"));
     let resume = header.or(params.one(Param::LastEventId)).filter(|id| !id.is_empty());
     let listener = app.live.listen(form, only).ok_or_else(|| {
