@@ -1119,8 +1119,8 @@ impl Memory {
     fn recall(&mut self, contents: &mut file::Contents, item: &Item) {
         self.know(std::mem::take(&mut contents.devices));
         let Some(kept) = self.devices.get_mut(item.device.index()) else { return };
-        if item.time() < kept.device.record.first_seen {
-            // A record that was made again may not know better.
+        if kept.device.record.first_seen == UnixMillis::MAX {
+            // A record that was made again, of a device of which nothing is sealed.
             kept.device.record.first_seen = item.time();
             self.changed.insert(item.device);
         }
